@@ -1,0 +1,68 @@
+"""Train one PyTorch network on several losses without overlooking any of them.
+
+Wrap an optimizer, hand over the losses instead of their sum::
+
+    optimizer = gs.MultiObjectiveOptimizer(torch.optim.Adam(model.parameters()), gs.UPGrad())
+    optimizer.zero_grad()
+    optimizer.backward({"depth": ..., "labels": ...})
+    optimizer.step()
+"""
+
+from . import aggregators, engines, kernels, solvers
+from .aggregators import (
+    IMTLG,
+    MGDA,
+    Aggregator,
+    Chain,
+    GradDrop,
+    GradNorm,
+    GramianAggregator,
+    Mean,
+    PCGrad,
+    Randomized,
+    Sum,
+    UPGrad,
+)
+from .block import FusedHeads, ImpartialityBlock
+from .engines import Func, Loop, functional_jacobian
+from .optimizer import MultiObjectiveOptimizer
+from .sharing import shared_parameters, tag_shared, untag_shared
+from .surgery import Surgery
+
+__version__ = "0.1.0"
+
+__all__ = [
+    # the wrapper
+    "MultiObjectiveOptimizer",
+    "Surgery",
+    # what the losses share
+    "shared_parameters",
+    "tag_shared",
+    "untag_shared",
+    # inside the network
+    "FusedHeads",
+    "ImpartialityBlock",
+    # methods
+    "Chain",
+    "GradDrop",
+    "GradNorm",
+    "IMTLG",
+    "MGDA",
+    "Mean",
+    "PCGrad",
+    "Sum",
+    "UPGrad",
+    # writing a method
+    "Aggregator",
+    "GramianAggregator",
+    "Randomized",
+    # how gradients are obtained
+    "Func",
+    "Loop",
+    "functional_jacobian",
+    # parts
+    "aggregators",
+    "engines",
+    "kernels",
+    "solvers",
+]  # fmt: skip

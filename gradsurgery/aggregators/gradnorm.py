@@ -1,0 +1,147 @@
+"""GradNorm: learned weights that pull the gradient norms together."""
+
+import math
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from .base import GramianAggregator
+
+Progress = Literal["loss", "gradient"]
+
+_BETA_1, _BETA_2, _ADAM_EPSILON = 0.9, 0.999, 1e-8
+
+
+class GradNorm(GramianAggregator):
+    r"""Learns positive weights with mean 1 that bring the weighted gradient norms to a common target.
+
+    .. math:: L(w) = \frac1m \sum_k \lvert w_k n_k - m \, r_k^\alpha \rvert, \quad m = \overline{w n}, \quad
+        r_k = \frac{v_k / v_k(0)}{\overline{v / v(0)}}
+
+    One Adam step on :math:`\log w` follows each call, with m and r held fixed. The progress v of a loss is its
+    value, or, as proposed for VAEs, the norm of its gradient; with ``alpha=0`` it does not matter and all
+    norms are pulled to their mean.
+
+    Guarantees:
+        permutation_equivariant: the order of the losses does not matter.
+        scale_equivariant: ``d(sJ) = s d(J)``.
+        zero_rows_constrain_nothing: the weight of a zero row stands still and it is left out of the mean.
+        one_loss_is_identity: with one loss, ``w = 1``.
+        batched: leading dimensions are separate problems with a state of their own.
+        state_round_trip: weights, initial values and Adam's moments are the state.
+
+    Args:
+        alpha: How strongly losses that lag behind are favoured, >= 0. The paper's is 1.5; 0 for VAEs.
+        progress: ``"loss"`` or ``"gradient"``.
+        lr: Adam's step on the logarithms of the weights, > 0: a weight changes by at most about this share in
+            one step.
+
+    Shape:
+        - gramian: ``(..., K, K)``.
+        - losses: ``(K,)``; needed by ``progress="loss"`` unless ``alpha=0``, non-zero.
+        - output: ``(..., K)``, positive, mean 1.
+
+    Raises:
+        ValueError: An option is out of its range, or ``progress="loss"`` is used without losses.
+
+    Cost:
+        A few operations on K numbers; a state of 4K + 1 numbers.
+
+    References:
+        Chen et al., GradNorm: gradient normalization for adaptive loss balancing in deep multitask networks,
+        ICML 2018 (arXiv:1711.02257). Javaloy, Meghdadi and Valera, Boosting heterogeneous VAEs via
+        multi-objective optimization (2021), for the progress of gradient norms.
+
+    Example:
+        >>> method = GradNorm(alpha=0.0, progress="gradient", lr=0.5)
+        >>> J = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
+        >>> method(J)  # starts at the plain sum
+        tensor([3., 1.])
+        >>> method(J)  # and has learnt to favour the smaller gradient
+        tensor([1.6136, 1.4621])
+    """
+
+    # Departs from Chen et al., section 3.2: their loss is not divided by m, which ties the learning of the
+    # weights to the scale of the losses, and their weights are renormalised after the step, not through the
+    # softmax that keeps their mean at 1.
+
+    def __init__(self, alpha: float = 1.5, *, progress: Progress = "loss", lr: float = 0.025) -> None:
+        super().__init__()
+        if not (math.isfinite(alpha) and alpha >= 0):
+            raise ValueError(f"GradNorm: `alpha` must be a finite number >= 0, got {alpha!r}.")
+        if progress not in get_args(Progress):
+            raise ValueError(f"GradNorm: `progress` must be one of {list(get_args(Progress))}, got {progress!r}.")
+        if not (math.isfinite(lr) and lr > 0):
+            raise ValueError(f"GradNorm: `lr` must be a finite number > 0, got {lr!r}.")
+        self.alpha = float(alpha)
+        self.progress = progress
+        self.lr = float(lr)
+        for name in ("log_weights", "initial", "first_moment", "second_moment", "steps"):
+            self.register_buffer(name, None)
+
+    def weights(self, gramian: Tensor, losses: Tensor | None = None) -> Tensor:
+        norms = gramian.diagonal(dim1=-2, dim2=-1).sqrt()
+        rows = self.current_rows(norms.shape[-1])
+        index = torch.tensor(rows, device=norms.device)
+        shape = (*norms.shape[:-1], max(rows) + 1)
+        logarithms = self.grow("log_weights", shape, norms, 0.0)
+        current = torch.softmax(logarithms[..., index], dim=-1) * len(rows)
+        present = norms > 0
+        rate = self._relative_rate(norms, losses, index, shape, present)
+        self._learn(norms, current, rate, present, index, shape)
+        return current
+
+    def _relative_rate(
+        self, norms: Tensor, losses: Tensor | None, index: Tensor, shape: tuple[int, ...], present: Tensor
+    ) -> Tensor:
+        """r to the power of alpha; 1 for rows that are zero."""
+        if self.alpha == 0:
+            return torch.ones_like(norms)
+        if self.progress == "gradient":
+            values = norms
+        elif losses is None:
+            raise ValueError(
+                "GradNorm: `losses` must be given for progress='loss', got none. Hand over the loss values, "
+                "or use progress='gradient'."
+            )
+        else:
+            values = losses.to(norms).expand_as(norms)
+        initial = self.grow("initial", shape, norms, torch.nan)
+        known = initial[..., index]
+        known = torch.where(known.isnan() & present & (values != 0), values, known)
+        initial[..., index] = known
+        usable = present & ~known.isnan()
+        ratios = torch.where(usable, (values / known).clamp_min(0.0), 0.0)
+        mean = ratios.sum(-1, keepdim=True) / usable.sum(-1, keepdim=True).clamp_min(1)
+        relative = ratios / torch.where(mean > 0, mean, 1.0)
+        return torch.where(usable & (mean > 0), relative**self.alpha, 1.0)
+
+    def _learn(
+        self,
+        norms: Tensor,
+        current: Tensor,
+        rate: Tensor,
+        present: Tensor,
+        index: Tensor,
+        shape: tuple[int, ...],
+    ) -> None:
+        """One Adam step on the logarithms of the weights of the rows that are not zero."""
+        weighted = torch.where(present, current * norms, 0.0)
+        mean = weighted.sum(-1, keepdim=True) / present.sum(-1, keepdim=True).clamp_min(1)
+        relative = weighted / torch.where(mean > 0, mean, 1.0)
+        pull = torch.where(present, torch.sign(relative - rate) * relative, 0.0)
+        gradient = pull - current / current.shape[-1] * pull.sum(-1, keepdim=True)
+        first = self.grow("first_moment", shape, norms, 0.0)
+        second = self.grow("second_moment", shape, norms, 0.0)
+        steps = self.grow("steps", shape, norms, 0.0)
+        taken = steps[..., index] + 1
+        new_first = torch.lerp(first[..., index], gradient, 1 - _BETA_1)
+        new_second = torch.lerp(second[..., index], gradient.square(), 1 - _BETA_2)
+        denominator = (new_second / (1 - _BETA_2**taken)).sqrt() + _ADAM_EPSILON
+        change = -self.lr * new_first / (1 - _BETA_1**taken) / denominator
+        logarithms = self.grow("log_weights", shape, norms, 0.0)
+        logarithms[..., index] += torch.where(present, change, 0.0)
+        first[..., index] = torch.where(present, new_first, first[..., index])
+        second[..., index] = torch.where(present, new_second, second[..., index])
+        steps[..., index] = torch.where(present, taken, steps[..., index])

@@ -1,0 +1,16 @@
+"""Runs a NumPy solver on Gramians that may live on any device."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..solvers.nnls import Array
+
+
+def on_host(solver: Callable[..., Array], gramian: Tensor, *arguments: Array) -> Tensor:
+    """Calls ``solver`` with the Gramians as ``(B, K, K)`` in NumPy float64; one copy each way on a GPU."""
+    size = gramian.shape[-1]
+    flat = gramian.detach().reshape(-1, size, size).cpu().numpy()
+    result = torch.from_numpy(solver(flat, *arguments))
+    return result.reshape(gramian.shape[:-1]).to(gramian.device)

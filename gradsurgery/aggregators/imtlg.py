@@ -1,0 +1,62 @@
+"""IMTL-G: equal projections on all gradients."""
+
+import torch
+from torch import Tensor
+
+from ..solvers.scaling import RIDGE
+from .base import GramianAggregator
+
+
+class IMTLG(GramianAggregator):
+    r"""Finds the combination whose projections on all unit gradients are equal.
+
+    .. math:: d = \sum_k \alpha_k g_k, \quad \sum_k \alpha_k = 1, \quad
+        \langle d, u_i \rangle = \langle d, u_j \rangle \text{ for all } i, j
+
+    In unit rows :math:`C \beta = 1`, :math:`\alpha_k \propto \beta_k / \lVert g_k \rVert`, with a ridge of
+    1e-13 on C: two opposed rows give d = 0, duplicates share their weight.
+
+    Guarantees:
+        permutation_equivariant: the order of the losses does not matter.
+        scale_equivariant: ``d(sJ) = s d(J)``.
+        zero_rows_constrain_nothing: a zero row gets weight zero.
+        one_loss_is_identity: with one loss, ``w = 1``.
+        batched: leading dimensions are separate problems.
+        no_host_sync: nothing is copied to the host.
+
+    Weights can be negative, and so can the common projection when the norms are very different: the paper's
+    condition sets the sum of the weights to 1, not the sign of the step.
+
+    Shape:
+        - gramian: ``(..., K, K)``.
+        - output: ``(..., K)``, sums to 1.
+
+    Raises:
+        ValueError: ``gramian`` is not square in its last two dimensions.
+
+    Cost:
+        One K x K solve.
+
+    References:
+        Liu et al., Towards impartial multi-task learning, ICLR 2021, section 3.1.
+
+    Example:
+        >>> J = torch.tensor([[4.0, 0.0], [0.0, 1.0]])
+        >>> IMTLG()(J)
+        tensor([0.8000, 0.8000])
+    """
+
+    def weights(self, gramian: Tensor, losses: Tensor | None = None) -> Tensor:
+        norms = gramian.diagonal(dim1=-2, dim2=-1).sqrt()
+        nonzero = norms > 0
+        inverse = torch.where(nonzero, 1.0 / norms, 0.0)
+        cosines = gramian * inverse.unsqueeze(-1) * inverse.unsqueeze(-2)
+        cosines = cosines + torch.diag_embed(RIDGE + (~nonzero).to(cosines))
+        ones = nonzero.to(cosines)
+        # The scale of the norms cancels in alpha; taking it out first keeps tiny losses from overflowing.
+        largest = inverse.amax(-1, keepdim=True)
+        relative = inverse / torch.where(largest > 0, largest, 1.0)
+        alpha = torch.linalg.solve_ex(cosines, ones.unsqueeze(-1)).result.squeeze(-1) * relative
+        total = alpha.sum(-1, keepdim=True)
+        equal = torch.full_like(alpha, 1.0 / alpha.shape[-1])
+        return torch.where(largest > 0, alpha / total, equal)

@@ -1,0 +1,89 @@
+"""Multiple-gradient descent: the shortest convex combination of the gradients."""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..solvers import min_norm_weights
+from .base import GramianAggregator
+from .host import on_host
+
+Normalization = Literal["none", "l2", "loss", "loss+"]
+
+
+class MGDA(GramianAggregator):
+    r"""Steps along the shortest convex combination of the gradients.
+
+    .. math:: d = J^\top w, \quad w = \arg\min_{w \in \Delta_K} \lVert J^\top w \rVert^2
+
+    With ``normalization`` the minimiser is taken for the rows divided by :math:`s_k` and the direction is the
+    combination of those rows: :math:`s_k = \lVert g_k \rVert` (``"l2"``), :math:`L_k` (``"loss"``) or
+    :math:`L_k \lVert g_k \rVert` (``"loss+"``). At an ``ImpartialityBlock`` this is MGDA-UB.
+
+    Guarantees:
+        non_conflicting: ``J @ d >= 0`` up to rounding; without normalisation ``J @ d >= ||d||^2``.
+        permutation_equivariant: the order of the losses does not matter.
+        scale_equivariant: ``d(sJ) = s d(J)`` without normalisation.
+        stationary: on the non-zero rows, ``d = 0`` exactly when no direction helps every loss.
+        zero_rows_constrain_nothing: a zero row gets weight zero.
+        one_loss_is_identity: with one loss and no normalisation, ``w = 1``.
+        batched: leading dimensions are separate problems.
+
+    A loss with a small gradient receives a large weight: linear_under_scaling does not hold.
+
+    Args:
+        normalization: What the rows are divided by first: ``"none"``, ``"l2"``, ``"loss"`` or ``"loss+"``.
+
+    Shape:
+        - gramian: ``(..., K, K)``.
+        - losses: ``(K,)``, positive; needed by ``"loss"`` and ``"loss+"``.
+        - output: ``(..., K)``, non-negative; sums to 1 without normalisation.
+
+    Raises:
+        ValueError: ``normalization`` is unknown, or it needs losses and there are none or a non-positive one.
+
+    Cost:
+        At most 3K solves of size K on the host; nothing that depends on P.
+
+    References:
+        Désidéri, Multiple-gradient descent algorithm (MGDA) for multiobjective optimization, C. R. Math. 350
+        (2012). Sener and Koltun, Multi-task learning as multi-objective optimization, NeurIPS 2018
+        (arXiv:1810.04650).
+
+    Example:
+        >>> J = torch.tensor([[4.0, 2.0], [-2.0, 0.0]])
+        >>> J @ J.mean(0)  # the average makes the second loss worse
+        tensor([ 6., -2.])
+        >>> J @ MGDA()(J)  # both improve
+        tensor([0.4000, 0.4000])
+    """
+
+    def __init__(self, normalization: Normalization = "none") -> None:
+        super().__init__()
+        if normalization not in get_args(Normalization):
+            raise ValueError(
+                f"MGDA: `normalization` must be one of {list(get_args(Normalization))}, got {normalization!r}."
+            )
+        self.normalization = normalization
+
+    def weights(self, gramian: Tensor, losses: Tensor | None = None) -> Tensor:
+        if self.normalization == "none":
+            return on_host(min_norm_weights, gramian)
+        scale = self._scale(gramian, losses)
+        inverse = torch.where(scale > 0, 1.0 / scale, 0.0)
+        normalized = gramian * inverse.unsqueeze(-1) * inverse.unsqueeze(-2)
+        return on_host(min_norm_weights, normalized) * inverse
+
+    def _scale(self, gramian: Tensor, losses: Tensor | None) -> Tensor:
+        norms = gramian.diagonal(dim1=-2, dim2=-1).sqrt()
+        if self.normalization == "l2":
+            return norms
+        if losses is None or bool((losses <= 0).any()):
+            got = "none" if losses is None else losses.tolist()
+            raise ValueError(
+                f"MGDA: `losses` must be positive for normalization={self.normalization!r}, got {got}. Hand "
+                f"over the loss values, or use normalization='l2'."
+            )
+        values = losses.to(norms).expand_as(norms)
+        return values if self.normalization == "loss" else values * norms

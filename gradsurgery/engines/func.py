@@ -1,0 +1,223 @@
+"""Per-loss gradients through ``torch.func``: one ``vjp`` of the forward pass, ``vmap`` over the losses.
+
+:func:`functional_jacobian` is the core, for code that calls ``torch.func.functional_call`` itself. The engine
+:class:`Func` puts it under a closure over ordinary modules.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ..losses import check_extra_loss, named_losses
+from ..sharing import describe
+from .base import Block, Engine, PerLossGradients, PlainSum, Request, check_leaves
+from .graph import reach
+
+Parameters = TypeVar("Parameters")
+
+
+def functional_jacobian(
+    function: Callable[[Parameters], Any],
+    parameters: Parameters,
+    *,
+    chunk_size: int | None = None,
+    scale: Tensor | None = None,
+) -> tuple[Tensor, Parameters, Any]:
+    r"""Differentiates K scalars that a function computes from parameters.
+
+    .. math:: J_k = \partial L_k / \partial \theta, \quad k = 1 \dots K
+
+    Args:
+        function: Maps parameters to ``(losses, auxiliary)``: losses is a ``(K,)`` tensor, auxiliary any tensors
+            to hand out.
+        parameters: A tensor, or a dict, list or tuple of them. Only these are differentiated; other tensors
+            the function uses keep their place in the outer graph.
+        chunk_size: How many losses are differentiated at once. ``None``: all. 1: one after the other without
+            ``vmap``, for operations that cannot be batched.
+        scale: Multiplies the gradients, for mixed precision.
+
+    Shape:
+        - losses: ``(K,)``, attached to the outer graph.
+        - Jacobian: like ``parameters``, each ``(K, *shape)``.
+        - auxiliary: as returned.
+
+    Raises:
+        ValueError: The losses are not ``(K,)``, or ``chunk_size`` is not positive.
+
+    Cost:
+        One forward pass, one backward pass batched over ``chunk_size`` losses, K x P numbers.
+
+    Example:
+        >>> losses, jacobian, _ = functional_jacobian(
+        ...     lambda p: (torch.stack([p["a"] * 2, p["a"] * p["a"]]), None), {"a": torch.tensor(3.0)}
+        ... )
+        >>> losses, jacobian
+        (tensor([6., 9.]), {'a': tensor([2., 6.])})
+    """
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"functional_jacobian: `chunk_size` must be >= 1 or None, got {chunk_size}.")
+    losses, pullback, auxiliary = torch.func.vjp(function, parameters, has_aux=True)  # type: ignore[misc]
+    if not isinstance(losses, Tensor) or losses.ndim != 1:
+        got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        raise ValueError(f"functional_jacobian: `function` must return (K,) losses, got {got}.")
+    seeds = torch.eye(len(losses), dtype=losses.dtype, device=losses.device)
+    if scale is not None:
+        seeds = seeds * scale
+    with torch.no_grad():  # the Jacobian itself is not differentiated
+        if chunk_size == 1:
+            rows = [pullback(seed)[0] for seed in seeds]
+            jacobian = pytree.tree_map(lambda *parts: torch.stack(parts), *rows)
+        else:
+            jacobian = torch.func.vmap(pullback, chunk_size=chunk_size)(seeds)[0]
+    return losses, cast(Parameters, jacobian), auxiliary
+
+
+class Func(Engine):
+    """Differentiates all losses in one batched backward pass; the losses come from a closure.
+
+    The parameters of the shared modules are swapped in functionally while the closure runs. Their buffers
+    (BatchNorm's statistics) are cloned, and written back afterwards. Random numbers are drawn as in any forward
+    pass. Task-specific parameters are differentiated in the outer graph of the same pass.
+
+    Args:
+        chunk_size: How many losses are differentiated at once. ``None``: all. 1: without ``vmap``.
+
+    Raises:
+        TypeError: The losses are not handed over as a callable.
+        RuntimeError: Shared modules are not declared, or ``torch.func`` cannot differentiate the closure:
+            recurrent layers under ``vmap``, checkpointing, sparse gradients, custom Functions without
+            ``setup_context``, in-place changes of buffers outside the shared modules.
+
+    Cost:
+        One forward pass, one backward pass batched over the losses, K x P numbers; activations of the backward
+        pass K times over.
+    """
+
+    name = "func"
+
+    def __init__(self, chunk_size: int | None = None) -> None:
+        if chunk_size is not None and chunk_size < 1:
+            raise ValueError(f"Func: `chunk_size` must be >= 1 or None, got {chunk_size}.")
+        self.chunk_size = chunk_size
+
+    def differentiate(self, request: Request) -> PerLossGradients:
+        if not callable(request.losses):
+            raise TypeError(
+                "Func: `losses` must be a callable that runs the forward pass and returns the losses, got "
+                f"{type(request.losses).__name__}. Use backward(lambda: losses(batch)), or engine='loop'."
+            )
+        places = _places(request)
+        parameters = list(places.parameters)
+        closure = request.losses
+        seen: list[tuple[str, ...]] = []
+
+        def function(values: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+            with _swapped(places, values):
+                names, scalars = named_losses(closure())
+                seen.append(names)
+                common = torch.promote_types(scalars[0].dtype, torch.float32)
+                buffers = [cast(Tensor, module._buffers[name]) for module, name in places.buffers]
+                return torch.stack([scalar.to(common) for scalar in scalars]), buffers
+
+        check_leaves(parameters, request.names)
+        check_extra_loss(request.extra_loss)
+        detached = [parameter.detach() for parameter in parameters]
+        scale = request.scale(torch.ones((), device=parameters[0].device))
+        with _explained():
+            losses, jacobian, buffers = functional_jacobian(
+                function, detached, chunk_size=self.chunk_size, scale=scale
+            )
+        plain = _outer_gradients(losses, request)
+        for (module, name), value in zip(places.buffers, buffers, strict=True):
+            module._buffers[name].copy_(value)  # type: ignore[union-attr]
+        blocks = [
+            Block([parameter], rows.detach().flatten(1)) for parameter, rows in zip(parameters, jacobian, strict=True)
+        ]
+        return PerLossGradients(seen[-1], losses.detach().double(), blocks, plain)
+
+
+class _Places(NamedTuple):
+    """Where the shared parameters and the shared modules' buffers live."""
+
+    parameters: dict[Tensor, list[tuple[nn.Module, str]]]
+    buffers: list[tuple[nn.Module, str]]
+
+
+def _places(request: Request) -> _Places:
+    """Finds the parameters to train and all buffers in the modules declared as shared."""
+    places = _Places({}, [])
+    declared = request.sharing.modules(request.wrapped)
+    for module in dict.fromkeys(submodule for root in declared for submodule in root.modules()):
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.requires_grad:
+                places.parameters.setdefault(parameter, []).append((module, name))
+        places.buffers.extend((module, name) for name, value in module._buffers.items() if value is not None)
+    if not places.parameters:
+        raise RuntimeError(
+            "Func: `shared` must be declared as modules, because their parameters are swapped while the losses "
+            "are computed; got none with parameters to train. Use tag_shared(module) or shared=module, or "
+            "engine='loop'."
+        )
+    for loose in request.sharing.loose_parameters():
+        if loose.requires_grad and loose not in places.parameters:
+            raise RuntimeError(
+                f"Func: `shared` must be declared as modules, got {describe(loose, request.names)} by itself. "
+                f"Tag the module that holds it, or use engine='loop'."
+            )
+    return places
+
+
+@contextmanager
+def _swapped(places: _Places, values: list[Tensor]) -> Iterator[None]:
+    """Puts values in the parameters' places and clones in the buffers', and everything back afterwards."""
+    originals = [module._buffers[name] for module, name in places.buffers]
+    try:
+        for owners, value in zip(places.parameters.values(), values, strict=True):
+            for module, name in owners:
+                module._parameters[name] = value  # type: ignore[assignment]
+        for (module, name), original in zip(places.buffers, originals, strict=True):
+            module._buffers[name] = cast(Tensor, original).clone()
+        yield
+    finally:
+        for parameter, owners in places.parameters.items():
+            for module, name in owners:
+                module._parameters[name] = cast(nn.Parameter, parameter)
+        for (module, name), original in zip(places.buffers, originals, strict=True):
+            module._buffers[name] = original
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Says which engine can do what ``torch.func`` cannot."""
+    try:
+        yield
+    except (RuntimeError, NotImplementedError) as error:
+        if isinstance(error, RuntimeError) and str(error).startswith(("Func:", "MultiObjectiveOptimizer:")):
+            raise
+        raise RuntimeError(
+            f"Func: `losses` must be computed by operations that torch.func can differentiate, got: {error} "
+            f"Use engine='loop', or engine=Func(chunk_size=1) if only vmap is in the way."
+        ) from error
+
+
+def _outer_gradients(losses: Tensor, request: Request) -> list[tuple[Tensor, Tensor]]:
+    """Plain sums for what is not shared, from the outer graph of the same forward pass."""
+    plain = PlainSum()
+    roots = [losses.sum()]
+    if request.extra_loss is not None:
+        roots.append(request.extra_loss)
+    graph = reach(roots)
+    check_leaves(graph.leaves, request.names)
+    for position, root in enumerate(roots):
+        leaves = [leaf for leaf, bits in graph.leaves.items() if bits >> position & 1]
+        if root.requires_grad and leaves:
+            keep = request.retain_graph or graph.needed_again(position)
+            with torch.enable_grad():
+                scaled = request.scale(root)
+            gradients = torch.autograd.grad(scaled, leaves, retain_graph=keep, allow_unused=True)
+            plain.add(leaves, gradients)
+    return plain.items()

@@ -1,0 +1,81 @@
+"""Reads the autograd graph: which losses reach which leaves, and which losses share any of it."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
+
+# Autograd records reentrant checkpointing as this node; the parameters inside are invisible to autograd.grad.
+_REENTRANT_CHECKPOINT = "CheckpointFunctionBackward"
+
+
+class Reach(NamedTuple):
+    """What a graph says about K roots, bit k standing for root k."""
+
+    leaves: dict[Tensor, int]
+    """For each leaf that requires a gradient, the roots that reach it."""
+    overlaps: frozenset[int]
+    """The sets of roots that reach an inner node of the graph together."""
+
+    def needed_again(self, root: int) -> bool:
+        """Whether a later root passes through a part of the graph that this root passes through."""
+        return any(roots >> root & 1 and roots >> (root + 1) for roots in self.overlaps)
+
+
+def reach(roots: Sequence[Tensor]) -> Reach:
+    """Walks the graph once for all roots together.
+
+    Args:
+        roots: Scalars; those that do not require a gradient reach nothing.
+
+    Raises:
+        RuntimeError: A part of the graph is a reentrant checkpoint.
+
+    Cost:
+        Linear in the number of nodes, about a microsecond each; independent of the number of roots.
+    """
+    starts = [get_gradient_edge(root).node if root.requires_grad else None for root in roots]
+    waiting: dict[Any, int] = {node: 0 for node in starts if node is not None}
+    children: dict[Any, list[Any]] = {}
+    stack = list(waiting)
+    while stack:
+        node = stack.pop()
+        found = [child for child, _ in node.next_functions if child is not None]
+        children[node] = found
+        for child in found:
+            if child in waiting:
+                waiting[child] += 1
+            else:
+                waiting[child] = 1
+                stack.append(child)
+    reached = dict.fromkeys(waiting, 0)
+    for position, node in enumerate(starts):
+        if node is not None:
+            reached[node] |= 1 << position
+    ready = [node for node, count in waiting.items() if count == 0]
+    leaves: dict[Tensor, int] = {}
+    overlaps = set()
+    while ready:
+        node = ready.pop()
+        bits = reached[node]
+        if children[node]:
+            overlaps.add(bits)
+        else:
+            variable = getattr(node, "variable", None)
+            if variable is not None:
+                leaves[variable] = leaves.get(variable, 0) | bits
+            else:
+                overlaps.add(bits)
+        if node.name() == _REENTRANT_CHECKPOINT:
+            raise RuntimeError(
+                "MultiObjectiveOptimizer: `losses` must not depend on a reentrant checkpoint, whose parameters "
+                "autograd cannot differentiate one loss at a time. Call torch.utils.checkpoint.checkpoint with "
+                "use_reentrant=False."
+            )
+        for child in children[node]:
+            reached[child] |= bits
+            waiting[child] -= 1
+            if waiting[child] == 0:
+                ready.append(child)
+    return Reach(leaves, frozenset(overlaps))

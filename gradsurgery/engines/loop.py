@@ -1,0 +1,62 @@
+"""One ``torch.autograd.grad`` a loss, on the graph that exists already: the engine that always works."""
+
+import torch
+
+from ..losses import named_losses, values_of
+from .base import Engine, PerLossGradients, PlainSum, Request, check_leaves, ordered
+from .graph import reach
+from .rows import Rows
+
+
+class Loop(Engine):
+    """Differentiates one loss after the other and copies the gradients into the rows of one matrix.
+
+    Works for whatever autograd can differentiate: any module, separate forward passes, sparse gradients,
+    non-reentrant checkpointing, custom Functions. Parts of the graph that no later loss needs are freed on
+    the way.
+
+    Raises:
+        RuntimeError: A loss depends on a reentrant checkpoint.
+
+    Cost:
+        K backward passes, K x P numbers, kept from step to step.
+    """
+
+    name = "loop"
+
+    def differentiate(self, request: Request) -> PerLossGradients:
+        losses = request.losses() if callable(request.losses) else request.losses
+        names, scalars = named_losses(losses)
+        roots = list(scalars)
+        if request.extra_loss is not None:
+            roots.append(request.extra_loss)
+        graph = reach(roots)
+        check_leaves(graph.leaves, request.names)
+        leaves = ordered(graph, request.wrapped, len(scalars))
+        shared = request.sharing.select(request.wrapped, leaves)
+        rows = Rows(len(scalars), request.workspace)
+        plain = PlainSum()
+        members = set(shared)
+        specific = [leaf for leaf in leaves if leaf not in members]
+        for position, root in enumerate(roots):
+            if not root.requires_grad:
+                continue
+            bit = 1 << position
+            if position < len(scalars):
+                own = [leaf for leaf in shared if leaves[leaf] & bit]
+                others = [leaf for leaf in specific if leaves[leaf] & bit]
+            else:
+                own, others = [], [leaf for leaf, bits in graph.leaves.items() if bits & bit]
+            if not own and not others:
+                continue
+            with torch.enable_grad():  # scalarize() gets here from within a backward pass
+                scaled = request.scale(root)
+            gradients = torch.autograd.grad(
+                scaled,
+                own + others,
+                retain_graph=request.retain_graph or graph.needed_again(position),
+                allow_unused=True,
+            )
+            rows.store(position, own, gradients[: len(own)])
+            plain.add(others, gradients[len(own) :])
+        return PerLossGradients(names, values_of(scalars), rows.blocks(), plain.items())

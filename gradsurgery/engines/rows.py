@@ -1,0 +1,102 @@
+"""Collects per-loss gradients, one loss after the other, in the rows of few large matrices."""
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from .base import Block
+
+_Kind: TypeAlias = tuple[torch.device, torch.dtype]
+
+
+class Rows:
+    """The rows of a Jacobian under construction.
+
+    Parameters find their columns when the first gradient for them arrives: the dense ones of one loss, device
+    and dtype side by side in one ``(K, P)`` matrix; sparse ones stay apart and stay sparse.
+
+    Args:
+        count: K.
+        workspace: Keeps the matrices from step to step; touching fresh memory would cost as much as the
+            Gramian.
+    """
+
+    def __init__(self, count: int, workspace: dict[object, Tensor]) -> None:
+        self.count = count
+        self._workspace = workspace
+        self._matrices: dict[object, tuple[list[Tensor], Tensor]] = {}
+        self._columns: dict[Tensor, Tensor] = {}  # (K, n) views into the matrices
+        self._written: dict[Tensor, int] = {}
+        self._sparse: dict[Tensor, dict[int, Tensor]] = {}
+
+    def store(self, row: int, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+        """Writes the gradients of one loss; None stands for zero."""
+        dense = {}
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if gradient is None:
+                continue
+            if gradient.is_sparse:
+                self._sparse.setdefault(parameter, {})[row] = gradient.coalesce()
+            else:
+                dense[parameter] = gradient
+        self._place([parameter for parameter in dense if parameter not in self._columns], row)
+        if dense:
+            targets = [self._columns[parameter][row].view(parameter.shape) for parameter in dense]
+            torch._foreach_copy_(targets, list(dense.values()))
+        for parameter in dense:
+            self._written[parameter] |= 1 << row
+
+    def blocks(self) -> list[Block]:
+        """The finished blocks, zero where a loss does not reach a parameter."""
+        for stale in [key for key in self._workspace if key not in self._matrices]:
+            del self._workspace[stale]
+        full = (1 << self.count) - 1
+        for parameter, written in self._written.items():
+            for row in range(self.count) if written != full else ():
+                if not written >> row & 1:
+                    self._columns[parameter][row].zero_()
+        result: list[Block] = []
+        for members, matrix in self._matrices.values():
+            block = Block(members, matrix)
+            mixed = any(parameter in self._sparse for parameter in members)
+            parts = block.split() if mixed else [block]
+            result.extend(part for part in parts if not mixed or part.parameters[0] not in self._sparse)
+        result.extend(self._sparse_block(parameter) for parameter in self._sparse)
+        return result
+
+    def _place(self, parameters: list[Tensor], row: int) -> None:
+        """Gives new parameters their columns."""
+        kinds: dict[_Kind, list[Tensor]] = {}
+        for parameter in parameters:
+            kinds.setdefault((parameter.device, parameter.dtype), []).append(parameter)
+        for kind, members in kinds.items():
+            sizes = [parameter.numel() for parameter in members]
+            key = (kind, row)
+            matrix = self._reuse(key, kind, sum(sizes))
+            self._matrices[key] = (members, matrix)
+            self._columns.update(zip(members, matrix.split(sizes, dim=1), strict=True))
+            self._written.update(dict.fromkeys(members, 0))
+
+    def _reuse(self, key: object, kind: _Kind, width: int) -> Tensor:
+        """Returns a ``(K, width)`` matrix of undefined content, the last step's where it fits."""
+        flat = self._workspace.get(key)
+        needed = self.count * width
+        if flat is None or not needed <= flat.numel() <= 2 * needed:
+            flat = self._workspace[key] = torch.empty(needed, device=kind[0], dtype=kind[1])
+        return flat[:needed].view(self.count, width)
+
+    def _sparse_block(self, parameter: Tensor) -> Block:
+        """Gathers sparse rows over the union of their indices."""
+        rows = dict(self._sparse[parameter])
+        for row in range(self.count):  # a parameter may get dense gradients from some losses
+            if self._written.get(parameter, 0) >> row & 1:
+                rows[row] = self._columns[parameter][row].view(parameter.shape).to_sparse(1).coalesce()
+        counts = [value.indices().shape[1] for value in rows.values()]
+        touched = torch.cat([value.indices()[0] for value in rows.values()])
+        indices, inverse = touched.unique(return_inverse=True)
+        matrix = parameter.new_zeros(self.count, len(indices), *parameter.shape[1:])
+        for (row, value), where in zip(rows.items(), inverse.split(counts), strict=True):
+            matrix[row].index_copy_(0, where, value.values())
+        return Block([parameter], matrix.flatten(1), indices)

@@ -1,0 +1,237 @@
+"""Which parameters the losses share: tags on modules and parameters, and what a wrapper makes of them.
+
+A tag is an attribute of the module that refers back to it. Copying or unpickling the module copies or unpickles
+the attribute, which then registers the new module; the parameters are looked up when they are needed. So a tag
+survives deepcopy, pickling and the replacement of parameters, at no cost in the forward pass.
+"""
+
+import weakref
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+_ATTRIBUTE = "_gradsurgery_tag"
+
+_shared_modules: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
+_specific_modules: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
+_shared_parameters = WeakTensorKeyDictionary()
+
+
+class _Tag:
+    """Marks the module that carries it, and every copy of that module."""
+
+    def __init__(self, module: nn.Module, shared: bool) -> None:
+        self.module = module
+        self.shared = shared
+        self._register()
+
+    def _register(self) -> None:
+        (_shared_modules if self.shared else _specific_modules).add(self.module)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._register()
+
+
+def tag_shared(*modules_or_parameters: nn.Module | Tensor) -> None:
+    """Declares what the losses share.
+
+    Surgery then happens on these parameters and no others; all other parameters receive the plain sum of
+    their gradients. Nothing tagged: a wrapper finds out by itself, see :class:`MultiObjectiveOptimizer`.
+
+    Args:
+        modules_or_parameters: Modules, for all their parameters, or single parameters. A module's tag follows
+            it through deepcopy and pickling and covers parameters that replace those it has now. A parameter's
+            tag stays with that very tensor.
+
+    Raises:
+        TypeError: Something is neither a module nor a parameter.
+        ValueError: Nothing is given, or a tensor is not a leaf of the graph.
+
+    Cost:
+        None in the forward pass.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> tag_shared(model[0])
+        >>> [tuple(parameter.shape) for parameter in shared_parameters(model)]
+        [(8, 4), (8,)]
+    """
+    if not modules_or_parameters:
+        raise ValueError("tag_shared: `modules_or_parameters` must name at least one, got none.")
+    for item in modules_or_parameters:
+        check_module_or_parameter(item, "tag_shared", "modules_or_parameters")
+    for item in modules_or_parameters:
+        if isinstance(item, nn.Module):
+            item.__dict__[_ATTRIBUTE] = _Tag(item, shared=True)
+        else:
+            _shared_parameters[item] = True
+
+
+def untag_shared(*modules_or_parameters: nn.Module | Tensor) -> None:
+    """Takes tags back; what carries none is passed over.
+
+    Args:
+        modules_or_parameters: What was handed to :func:`tag_shared`.
+    """
+    for item in modules_or_parameters:
+        if isinstance(item, nn.Module):
+            item.__dict__.pop(_ATTRIBUTE, None)
+            _shared_modules.discard(item)
+        elif item in _shared_parameters:
+            del _shared_parameters[item]
+
+
+def mark_task_specific(module: nn.Module) -> None:
+    """Keeps a module's parameters out of automatic discovery, though several losses reach them.
+
+    For modules that hold the parameters of several losses in one tensor, each loss in rows of its own.
+    """
+    module.__dict__[_ATTRIBUTE] = _Tag(module, shared=False)
+
+
+def shared_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """Lists the tagged parameters of a module, in the order of ``module.parameters()``.
+
+    Args:
+        module: A model, whole or in part; tags on the modules that contain it are not seen.
+
+    Returns:
+        The parameters that carry a tag themselves or belong to a tagged module below ``module``.
+    """
+    tagged = {
+        id(parameter)
+        for submodule in module.modules()
+        if submodule in _shared_modules
+        for parameter in submodule.parameters()
+    }
+    return [
+        parameter for parameter in module.parameters() if id(parameter) in tagged or parameter in _shared_parameters
+    ]
+
+
+def all_tagged() -> dict[int, Tensor]:
+    """All parameters alive that carry a tag, by id."""
+    found = {id(parameter): parameter for parameter in parameters_of(list(_shared_modules))}
+    found.update((id(parameter), parameter) for parameter in _shared_parameters)
+    return found
+
+
+def all_task_specific() -> set[int]:
+    """The ids of all parameters alive that automatic discovery must leave out."""
+    return {id(parameter) for parameter in parameters_of(list(_specific_modules))}
+
+
+def parameters_of(items: Iterable[nn.Module | Tensor]) -> Iterator[Tensor]:
+    """Yields the parameters of modules and the tensors themselves, repeats included."""
+    for item in items:
+        if isinstance(item, nn.Module):
+            yield from item.parameters()
+        else:
+            yield item
+
+
+def check_module_or_parameter(item: object, caller: str, argument: str) -> None:
+    """Raises unless ``item`` is a module or a leaf tensor."""
+    if isinstance(item, nn.Module):
+        return
+    if not isinstance(item, Tensor):
+        raise TypeError(
+            f"{caller}: `{argument}` must be modules or parameters, got {type(item).__name__}. "
+            f"Unpack an iterable: {caller}(*parameters)."
+        )
+    if not item.is_leaf:
+        raise ValueError(
+            f"{caller}: `{argument}` must be parameters (leaves of the graph), got the result of "
+            f"{item.grad_fn.name() if item.grad_fn is not None else 'an operation'}, shape {tuple(item.shape)}. "
+            f"For surgery at a point inside the network use ImpartialityBlock."
+        )
+
+
+class Sharing:
+    """Decides, step by step, which of the parameters the losses reach are shared.
+
+    In this order: ``shared=`` where it was given; the tagged ones where any reached or wrapped parameter is
+    tagged; else those that two or more losses reach now or have reached together before.
+    """
+
+    def __init__(self, shared: nn.Module | Tensor | Iterable[nn.Module | Tensor] | None) -> None:
+        if isinstance(shared, nn.Module | Tensor):
+            shared = [shared]
+        self.explicit = None if shared is None else list(shared)
+        for item in self.explicit or []:
+            check_module_or_parameter(item, "MultiObjectiveOptimizer", "shared")
+        if self.explicit is not None and not self.explicit:
+            raise ValueError(
+                "MultiObjectiveOptimizer: `shared` must name at least one module or parameter, got an empty "
+                "sequence. Use None to find the shared parameters automatically."
+            )
+        self.discovered = WeakTensorKeyDictionary()
+
+    def declared(self, wrapped: Iterable[Tensor], reached: Iterable[Tensor] = ()) -> dict[int, Tensor] | None:
+        """The shared parameters by id as the user declared them; None if nothing was declared."""
+        if self.explicit is not None:
+            return {id(parameter): parameter for parameter in parameters_of(self.explicit)}
+        tagged = all_tagged()
+        if not tagged:
+            return None
+        known = any(id(parameter) in tagged for source in (reached, wrapped) for parameter in source)
+        return tagged if known else None
+
+    def select(self, wrapped: Iterable[Tensor], reach: dict[Tensor, int]) -> list[Tensor]:
+        """Picks the shared ones among the parameters reached; ``reach`` has one bit a loss."""
+        declared = self.declared(wrapped, reach)
+        if declared is not None:
+            return [parameter for parameter in reach if id(parameter) in declared]
+        specific = all_task_specific()
+        for parameter, losses in reach.items():
+            if losses & (losses - 1) and id(parameter) not in specific:
+                self.discovered[parameter] = True
+        return [parameter for parameter in reach if parameter in self.discovered]
+
+    def declared_modules(self) -> list[nn.Module]:
+        """The modules declared as shared: for this wrapper if any were, else by tags."""
+        if self.explicit is not None:
+            return [item for item in self.explicit if isinstance(item, nn.Module)]
+        return list(_shared_modules)
+
+    def modules(self, wrapped: Iterable[Tensor]) -> list[nn.Module]:
+        """The declared modules that this wrapper trains; for engines that swap parameters."""
+        modules = self.declared_modules()
+        if self.explicit is not None:
+            return modules
+        ids = {id(parameter) for parameter in wrapped}
+        return [m for m in modules if any(id(parameter) in ids for parameter in m.parameters())]
+
+    def loose_parameters(self) -> list[Tensor]:
+        """The declared parameters that are not known to belong to a declared module."""
+        if self.explicit is not None:
+            return [item for item in self.explicit if isinstance(item, Tensor)]
+        return list(_shared_parameters.keys())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"explicit": self.explicit, "discovered": list(self.discovered.keys())}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.explicit = state["explicit"]
+        self.discovered = WeakTensorKeyDictionary()
+        for parameter in state["discovered"]:
+            self.discovered[parameter] = True
+
+
+def describe(parameter: Tensor, names: dict[int, str] | None = None) -> str:
+    """Names a parameter for an error message: by name where one is known, else by shape."""
+    name = (names or {}).get(id(parameter))
+    shape = tuple(parameter.shape)
+    if name is None:
+        for module in list(_shared_modules):
+            for found, candidate in module.named_parameters():
+                if candidate is parameter:
+                    return f"parameter {found!r} of the shared {type(module).__name__}, shape {shape}"
+        return f"a parameter of shape {shape}"
+    return f"parameter {name!r}, shape {shape}"
+
+
+__all__ = ["shared_parameters", "tag_shared", "untag_shared"]

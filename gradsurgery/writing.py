@@ -1,0 +1,36 @@
+"""The last step before the optimizer: gradients into ``.grad``, as autograd itself would put them there."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+def add_gradients(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Adds gradients to ``.grad``, in place where there is one already.
+
+    Args:
+        pairs: Parameters, and gradients whose memory may be kept.
+    """
+    targets, sources = [], []
+    fresh: set[int] = set()
+    for parameter, gradient in pairs:
+        current = parameter.grad
+        if current is None:
+            parameter.grad = gradient
+            fresh.add(id(parameter))
+        elif current.is_sparse or gradient.is_sparse or id(parameter) in fresh:
+            parameter.grad = gradient + current if current.is_sparse else current.add_(gradient)
+        else:
+            targets.append(current)
+            sources.append(gradient)
+            fresh.add(id(parameter))
+    if targets:
+        torch._foreach_add_(targets, sources)
+
+
+def all_finite(gradients: Iterable[Tensor]) -> bool:
+    """Whether every entry of every gradient is finite."""
+    return all(
+        bool((gradient._values() if gradient.is_sparse else gradient).isfinite().all()) for gradient in gradients
+    )
