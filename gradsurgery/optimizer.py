@@ -1,7 +1,7 @@
 """The wrapper that users see: losses in, directions in ``.grad``, then the wrapped optimizer's step."""
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
@@ -16,7 +16,7 @@ from .delegation import DelegatingOptimizer, names_in, parameters_in
 from .distributed import check_single_process
 from .engines import Engine, Func, Loop, PerLossGradients, Request
 from .losses import Losses, LossValues, check_extra_loss, is_several, named_losses, values_of
-from .ownership import Owner, check_claims, claim
+from .ownership import Claim
 from .scope import Scope
 from .sharing import Sharing, parameters_of
 from .surgery import Plan, Surgery, operate
@@ -28,10 +28,11 @@ _CHECKPOINT_VERSION = 1
 
 
 @dataclass
-class _Run(Owner):
+class _Run:
     """All that changes from step to step, in one object: proxies that copy attributes then share it."""
 
-    sharing: Sharing = field(default_factory=lambda: Sharing(None))
+    sharing: Sharing
+    claim: Claim
     names: list[str] = field(default_factory=list)
     last: Surgery | None = None
     workspace: dict[object, Tensor] = field(default_factory=dict)
@@ -97,8 +98,7 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
         self._engine = _engine(engine)
         self._aggregator = aggregator
         self._scope = scope
-        self._run = _Run(sharing=Sharing(shared))
-        claim(self._run, self.param_groups)
+        self._run = _Run(Sharing(shared), Claim(optimizer))
 
     @property
     def aggregator(self) -> Aggregator:
@@ -194,7 +194,7 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
-        claim(self._run, self.param_groups)
+        self._run.claim.renew()
 
     def state_dict(self) -> dict[str, Any]:
         """The wrapped optimizer's state, with the method's beside it; a plain optimizer can load it too."""
@@ -251,8 +251,7 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
         self._aggregator = state["aggregator"]
         self._engine = state["engine"]
         self._scope = state["scope"]
-        self._run = _Run(sharing=state["sharing"], names=state["names"])
-        claim(self._run, self.param_groups)
+        self._run = _Run(state["sharing"], Claim(self._wrapped), names=state["names"])
 
     def _operate(
         self,
@@ -264,7 +263,7 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
     ) -> Surgery:
         check_single_process("MultiObjectiveOptimizer")
         names = names_in(self.param_groups)
-        check_claims(self._run, self.param_groups, names)
+        self._run.claim.check(names)
         request = Request(
             losses=losses,
             extra_loss=extra_loss,
@@ -280,18 +279,15 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
         with torch.no_grad():
             factor = scale(torch.ones((), device=found.values.device)).double()
             factor = torch.where(factor == 0, torch.ones_like(factor), factor)
-            objectives = self._objectives(found.names)
+            known = self._run.names
+            known = known + [name for name in found.names if name not in known]
+            objectives = [known.index(name) for name in found.names]
             plan = Plan(objectives, self._scope, self._run.sharing, names, factor, weights)
             surgery, gradients = operate(found, self._aggregator, plan)
             add_gradients(gradients + found.plain)
+        self._run.names = known  # numbers by first appearance, for methods with a state per loss
         self._run.last = surgery
         return surgery
-
-    def _objectives(self, names: Sequence[str]) -> list[int]:
-        """Numbers the losses by name, in the order in which they first appeared."""
-        known = self._run.names
-        known.extend(name for name in names if name not in known)
-        return [known.index(name) for name in names]
 
     def _warn_if_nothing_shared(self, found: PerLossGradients) -> None:
         declared = self._run.sharing.explicit

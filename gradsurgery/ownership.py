@@ -1,10 +1,8 @@
-"""Which wrapper a parameter belongs to: the one made last. An older one must not act on it any more."""
+"""Which wrapped optimizer a parameter belongs to: the one wrapped last. An older one must not act on it any more."""
 
 import weakref
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
 
+from torch.optim import Optimizer
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .delegation import parameters_in
@@ -14,32 +12,37 @@ _owners = WeakTensorKeyDictionary()
 _claims = 0
 
 
-@dataclass(eq=False)
-class Owner:
-    """Something that can own parameters, as long as it lives."""
+class Claim:
+    """An optimizer's claim on its parameters. Wrapping the same optimizer twice is one claim."""
 
-    claims_seen: int = -1
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = weakref.ref(optimizer)
+        self._seen = -1
+        self.renew()
 
+    def renew(self) -> None:
+        """Claims all parameters that the optimizer holds now."""
+        global _claims
+        optimizer = self._optimizer()
+        for parameter in parameters_in(optimizer.param_groups) if optimizer is not None else ():
+            _owners[parameter] = self._optimizer
+        _claims += 1
+        self._seen = _claims
 
-def claim(owner: Owner, groups: Iterable[dict[str, Any]]) -> None:
-    """Makes ``owner`` the owner of all parameters in an optimizer's groups."""
-    global _claims
-    _claims += 1
-    for parameter in parameters_in(groups):
-        _owners[parameter] = weakref.ref(owner)
-    owner.claims_seen = _claims
+    def check(self, names: dict[int, str]) -> None:
+        """Raises if an optimizer wrapped later, and still alive, holds one of the parameters.
 
-
-def check_claims(owner: Owner, groups: Iterable[dict[str, Any]], names: dict[int, str]) -> None:
-    """Raises if a wrapper made later, and still alive, holds one of the parameters; free if none was made."""
-    if owner.claims_seen == _claims:
-        return
-    for parameter in parameters_in(groups):
-        current = _owners[parameter]() if parameter in _owners else None
-        if current is not None and current is not owner:
-            raise ValueError(
-                f"MultiObjectiveOptimizer: `optimizer` must be the only one over its parameters, got "
-                f"{describe(parameter, names)}, which a wrapper made later holds too. Use that one, or give "
-                f"each its own parameters."
-            )
-    owner.claims_seen = _claims
+        Costs nothing as long as nothing else was wrapped in the meantime.
+        """
+        optimizer = self._optimizer()
+        if self._seen == _claims or optimizer is None:
+            return
+        for parameter in parameters_in(optimizer.param_groups):
+            owner = _owners[parameter]() if parameter in _owners else None
+            if owner is not None and owner is not optimizer:
+                raise ValueError(
+                    f"MultiObjectiveOptimizer: `optimizer` must be the only one over its parameters, got "
+                    f"{describe(parameter, names)}, which an optimizer wrapped later holds too. Use that one, or "
+                    f"give each its own parameters."
+                )
+        self._seen = _claims

@@ -67,7 +67,7 @@ def operate(found: PerLossGradients, method: Aggregator, plan: Plan) -> tuple[Su
     rows = [block.rows for block in blocks]
     sound = not method.stateful or all_finite(gradient for _, gradient in found.plain)
     gramian, weights = None, plan.weights
-    with method.unchanged(unless=sound):
+    with method.transaction(commit=sound):
         if isinstance(method, GramianAggregator) and not method.needs_jacobian:
             gramian = kernels.gramian(rows, groups) / plan.factor.square()
             gramian = gramian if labels else gramian[0]

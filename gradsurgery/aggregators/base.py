@@ -102,7 +102,7 @@ class Aggregator(nn.Module, ABC):
         self._check_blocks(blocks, single)
         if not single or blocks[0].ndim == 2:
             with self.objectives(rows, blocks[0].shape[0]):
-                directions = self._finite_direction(blocks, losses, at)
+                directions = self._guarded_direction(blocks, losses, at)
             return directions[0] if single else directions
         return self._batched_direction(blocks[0], losses, rows)
 
@@ -110,12 +110,15 @@ class Aggregator(nn.Module, ABC):
         directions = [self.forward(matrix, losses, rows=rows) for matrix in jacobians.flatten(0, -3)]
         return torch.stack(directions).view(jacobians.shape[:-2] + jacobians.shape[-1:])
 
-    def _finite_direction(self, blocks: list[Tensor], losses: Tensor | None, at: Tensor | None) -> list[Tensor]:
-        if not self.stateful:
-            return self.direction(blocks, losses, at)
-        finite = all(bool(block.isfinite().all()) for block in blocks)
-        with self.unchanged(unless=finite):
-            return self.direction(blocks, losses, at)
+    def _guarded_direction(self, blocks: list[Tensor], losses: Tensor | None, at: Tensor | None) -> list[Tensor]:
+        """:meth:`direction`, NaN and without trace in the state where a block is not finite."""
+        finite = torch.stack([block.isfinite().all().to(blocks[0].device) for block in blocks]).all()
+        with self.transaction(commit=not self.stateful or bool(finite)):
+            directions = self.direction(blocks, losses, at)
+        return [
+            torch.where(finite.to(direction.device), direction, torch.full_like(direction, torch.nan))
+            for direction in directions
+        ]
 
     def _check_blocks(self, blocks: list[Tensor], single: bool) -> None:
         name = type(self).__name__
@@ -192,17 +195,20 @@ class Aggregator(nn.Module, ABC):
                 module._buffers[name] = None
 
     @contextmanager
-    def unchanged(self, *, unless: bool) -> Iterator[None]:
-        """Restores the state afterwards, unless told that the call counts."""
-        if unless or not self.stateful:
+    def transaction(self, *, commit: bool) -> Iterator[None]:
+        """Restores the state afterwards, if told not to commit or if something raises."""
+        if not self.stateful:
             yield
             return
         before = {name: value.clone() for name, value in self.state_dict().items()}
+        done = False
         try:
             yield
+            done = commit
         finally:
-            self.reset()
-            self.load_state_dict(before)
+            if not done:
+                self.reset()
+                self.load_state_dict(before)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Takes buffers as they were saved, also those that this instance has not created yet."""
@@ -269,11 +275,12 @@ class GramianAggregator(Aggregator):
         finite = gramian.isfinite().all(-1).all(-1)
         identity = torch.eye(gramian.shape[-1], dtype=gramian.dtype, device=gramian.device)
         safe = torch.where(finite[..., None, None], gramian, identity)
-        with (
-            self.objectives(rows, gramian.shape[-1]),
-            self.unchanged(unless=not self.stateful or bool(finite.all())),
-        ):
-            weights = self.weights(safe, losses)
+        with self.objectives(rows, gramian.shape[-1]):
+            if not self.stateful or bool(finite.all()):
+                weights = self.weights(safe, losses)
+            else:
+                with self.transaction(commit=False):
+                    weights = self.weights(safe, losses)
         return torch.where(finite[..., None], weights, torch.full_like(weights, torch.nan))
 
     def direction(
@@ -283,7 +290,7 @@ class GramianAggregator(Aggregator):
         weights = self.solve(gramian[0], losses, rows=self._rows)
         return kernels.combine(blocks, weights.unsqueeze(0))
 
-    def _finite_direction(self, blocks: list[Tensor], losses: Tensor | None, at: Tensor | None) -> list[Tensor]:
+    def _guarded_direction(self, blocks: list[Tensor], losses: Tensor | None, at: Tensor | None) -> list[Tensor]:
         return self.direction(blocks, losses, at)  # solve() looks at the Gramian, which is smaller
 
     def _batched_direction(self, jacobians: Tensor, losses: Tensor | None, rows: Sequence[int] | None) -> Tensor:

@@ -90,7 +90,7 @@ class Chain(GramianAggregator):
             total = total * weights
         return total
 
-    def _finite_direction(self, blocks: list[Tensor], losses: Tensor | None, at: Tensor | None) -> list[Tensor]:
+    def _guarded_direction(self, blocks: list[Tensor], losses: Tensor | None, at: Tensor | None) -> list[Tensor]:
         if self.needs_jacobian:
-            return Aggregator._finite_direction(self, blocks, losses, at)
-        return super()._finite_direction(blocks, losses, at)
+            return Aggregator._guarded_direction(self, blocks, losses, at)
+        return super()._guarded_direction(blocks, losses, at)

@@ -13,8 +13,8 @@ class IMTLG(GramianAggregator):
     .. math:: d = \sum_k \alpha_k g_k, \quad \sum_k \alpha_k = 1, \quad
         \langle d, u_i \rangle = \langle d, u_j \rangle \text{ for all } i, j
 
-    In unit rows :math:`C \beta = 1`, :math:`\alpha_k \propto \beta_k / \lVert g_k \rVert`, with a ridge of
-    1e-13 on C: two opposed rows give d = 0, duplicates share their weight.
+    In unit rows :math:`C \beta = 1`, :math:`\alpha_k \propto \beta_k / \lVert g_k \rVert`, solved with a ridge of
+    1e-13 on C and refined: two opposed rows give d = 0, duplicates share their weight.
 
     Guarantees:
         permutation_equivariant: the order of the losses does not matter.
@@ -35,7 +35,7 @@ class IMTLG(GramianAggregator):
         ValueError: ``gramian`` is not square in its last two dimensions.
 
     Cost:
-        One K x K solve.
+        One K x K factorization.
 
     References:
         Liu et al., Towards impartial multi-task learning, ICLR 2021, section 3.1.
@@ -51,12 +51,23 @@ class IMTLG(GramianAggregator):
         nonzero = norms > 0
         inverse = torch.where(nonzero, 1.0 / norms, 0.0)
         cosines = gramian * inverse.unsqueeze(-1) * inverse.unsqueeze(-2)
-        cosines = cosines + torch.diag_embed(RIDGE + (~nonzero).to(cosines))
+        cosines = cosines + torch.diag_embed((~nonzero).to(cosines))
         ones = nonzero.to(cosines)
+        beta = _solve(cosines, ones)
         # The scale of the norms cancels in alpha; taking it out first keeps tiny losses from overflowing.
         largest = inverse.amax(-1, keepdim=True)
         relative = inverse / torch.where(largest > 0, largest, 1.0)
-        alpha = torch.linalg.solve_ex(cosines, ones.unsqueeze(-1)).result.squeeze(-1) * relative
+        alpha = beta * relative
         total = alpha.sum(-1, keepdim=True)
         equal = torch.full_like(alpha, 1.0 / alpha.shape[-1])
         return torch.where(largest > 0, alpha / total, equal)
+
+
+def _solve(cosines: Tensor, right: Tensor) -> Tensor:
+    """Solves with a ridge, then takes out what it changed by one step of refinement."""
+    ridge = torch.full_like(right, RIDGE)
+    factors = torch.linalg.lu_factor_ex(cosines + torch.diag_embed(ridge))
+    wanted = right.unsqueeze(-1)
+    solution: Tensor = torch.linalg.lu_solve(factors.LU, factors.pivots, wanted)
+    solution = solution + torch.linalg.lu_solve(factors.LU, factors.pivots, wanted - cosines @ solution)
+    return solution.squeeze(-1)

@@ -16,6 +16,7 @@ from ..losses import check_extra_loss, named_losses
 from ..sharing import describe
 from .base import Block, Engine, PerLossGradients, PlainSum, Request, check_leaves
 from .graph import reach
+from .masks import EagerMasks
 
 Parameters = TypeVar("Parameters")
 
@@ -32,8 +33,8 @@ def functional_jacobian(
     .. math:: J_k = \partial L_k / \partial \theta, \quad k = 1 \dots K
 
     Args:
-        function: Maps parameters to ``(losses, auxiliary)``: losses is a ``(K,)`` tensor, auxiliary any tensors
-            to hand out.
+        function: Maps parameters to ``(losses, auxiliary)``: losses is a ``(K,)`` tensor, auxiliary tensors to
+            hand out, or an empty list or dict.
         parameters: A tensor, or a dict, list or tuple of them. Only these are differentiated; other tensors
             the function uses keep their place in the outer graph.
         chunk_size: How many losses are differentiated at once. ``None``: all. 1: one after the other without
@@ -53,7 +54,7 @@ def functional_jacobian(
 
     Example:
         >>> losses, jacobian, _ = functional_jacobian(
-        ...     lambda p: (torch.stack([p["a"] * 2, p["a"] * p["a"]]), None), {"a": torch.tensor(3.0)}
+        ...     lambda p: (torch.stack([p["a"] * 2, p["a"] * p["a"]]), []), {"a": torch.tensor(3.0)}
         ... )
         >>> losses, jacobian
         (tensor([6., 9.]), {'a': tensor([2., 6.])})
@@ -89,8 +90,8 @@ class Func(Engine):
     Raises:
         TypeError: The losses are not handed over as a callable.
         RuntimeError: Shared modules are not declared, or ``torch.func`` cannot differentiate the closure:
-            recurrent layers under ``vmap``, checkpointing, sparse gradients, custom Functions without
-            ``setup_context``, in-place changes of buffers outside the shared modules.
+            checkpointing, sparse gradients, custom Functions without ``setup_context``, in-place changes of
+            buffers outside the shared modules, alpha dropout on an input that is not contiguous.
 
     Cost:
         One forward pass, one backward pass batched over the losses, K x P numbers; activations of the backward
@@ -116,7 +117,7 @@ class Func(Engine):
         seen: list[tuple[str, ...]] = []
 
         def function(values: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-            with _swapped(places, values):
+            with _swapped(places, values), EagerMasks():
                 names, scalars = named_losses(closure())
                 seen.append(names)
                 common = torch.promote_types(scalars[0].dtype, torch.float32)

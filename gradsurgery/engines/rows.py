@@ -42,9 +42,12 @@ class Rows:
             else:
                 dense[parameter] = gradient
         self._place([parameter for parameter in dense if parameter not in self._columns], row)
-        if dense:
-            targets = [self._columns[parameter][row].view(parameter.shape) for parameter in dense]
-            torch._foreach_copy_(targets, list(dense.values()))
+        for members, matrix in self._matrices.values():
+            found = [parameter for parameter in members if parameter in dense]
+            if len(found) == len(members):
+                torch.cat([dense[parameter].reshape(-1) for parameter in members], out=matrix[row])
+            for parameter in found if len(found) < len(members) else ():
+                self._columns[parameter][row].view(parameter.shape).copy_(dense[parameter])
         for parameter in dense:
             self._written[parameter] |= 1 << row
 

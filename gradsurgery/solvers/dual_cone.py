@@ -19,7 +19,7 @@ def project_on_dual_cone(gramian: Array, combinations: Array, ridge: float = RID
     Args:
         gramian: G, finite.
         combinations: u, one or several for each Gramian.
-        ridge: Added to the unit diagonal, > 0.
+        ridge: Added to the unit diagonal in every solve, then refined away, > 0.
 
     Shape:
         - gramian: ``(B, K, K)``.
@@ -29,13 +29,10 @@ def project_on_dual_cone(gramian: Array, combinations: Array, ridge: float = RID
     Cost:
         M non-negative least-squares problems of size K for each Gramian, solved together.
     """
-    batch, several, size = combinations.shape
-    cosines, norms, nonzero = unit_gramian(gramian, ridge)
+    cosines, norms, nonzero = unit_gramian(gramian)
     start = np.where(nonzero[:, None], combinations, 0.0) * norms[:, None]  # coordinates in unit rows
     largest = np.abs(start).max(axis=2, keepdims=True)
     start = start / np.where(largest > 0, largest, 1.0)
-    hessian = np.broadcast_to(cosines[:, None], (batch, several, size, size)).reshape(-1, size, size)
-    flat = start.reshape(-1, size)
-    multipliers = nonnegative_quadratic(hessian, -np.einsum("bij,bj->bi", hessian, flat))
-    added = multipliers.reshape(batch, several, size) * largest / norms[:, None]
+    multipliers = nonnegative_quadratic(cosines, -start @ cosines, ridge)
+    added = multipliers * largest / norms[:, None]
     return combinations + np.where(nonzero[:, None], added, 0.0)

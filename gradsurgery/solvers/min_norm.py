@@ -20,7 +20,7 @@ def min_norm_weights(gramian: Array, ridge: float = RIDGE) -> Array:
 
     Args:
         gramian: G, finite.
-        ridge: Added to the unit diagonal, > 0.
+        ridge: Added to the unit diagonal in every solve, then refined away, > 0.
 
     Shape:
         - gramian: ``(B, K, K)``.
@@ -32,13 +32,13 @@ def min_norm_weights(gramian: Array, ridge: float = RIDGE) -> Array:
     References:
         Wolfe, Finding the nearest point in a polytope, Math. Programming 11 (1976).
     """
-    cosines, norms, nonzero = unit_gramian(gramian, ridge)
+    cosines, norms, nonzero = unit_gramian(gramian)
     size = norms.shape[1]
     inverse = np.where(nonzero, 1.0 / norms, 0.0)
     largest = inverse.max(axis=1, keepdims=True)
     simplex = inverse / np.where(largest > 0, largest, 1.0)
     matrix = cosines + simplex[:, :, None] * simplex[:, None, :]
-    weights = nonnegative_quadratic(matrix, simplex) * simplex
+    weights = nonnegative_quadratic(matrix, simplex[:, None], ridge)[:, 0] * simplex
     total = weights.sum(axis=1, keepdims=True)
     equal = np.full_like(weights, 1.0 / size)
     return np.where(total > 0, weights / np.where(total > 0, total, 1.0), equal)

@@ -11,7 +11,7 @@ RIDGE = 1e-13
 
 
 class UnitGramian(NamedTuple):
-    """A Gramian in unit-diagonal form, :math:`C = D^{-1} G D^{-1}` plus the ridge.
+    """A Gramian in unit-diagonal form, :math:`C = D^{-1} G D^{-1}`.
 
     Rows that are zero have norm 1 and are orthogonal to all others, and are False in ``nonzero``.
     """
@@ -21,7 +21,7 @@ class UnitGramian(NamedTuple):
     nonzero: Mask  # (B, K)
 
 
-def unit_gramian(gramian: Array, ridge: float = RIDGE) -> UnitGramian:
+def unit_gramian(gramian: Array) -> UnitGramian:
     """Scales ``(B, K, K)`` Gramians to unit diagonal, in steps that neither overflow nor underflow."""
     squared = np.einsum("bii->bi", gramian)
     nonzero = squared > 0
@@ -30,5 +30,5 @@ def unit_gramian(gramian: Array, ridge: float = RIDGE) -> UnitGramian:
     size = gramian.shape[-1]
     both = nonzero[:, :, None] & nonzero[:, None, :]
     diagonal = np.eye(size, dtype=bool)
-    cosines = np.where(diagonal, 1.0 + ridge, np.where(both, cosines, 0.0))
+    cosines = np.where(diagonal, 1.0, np.where(both, cosines, 0.0))
     return UnitGramian(cosines, norms, nonzero)

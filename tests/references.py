@@ -1,0 +1,142 @@
+"""Solutions that share nothing with the library: exact rational arithmetic over all active sets.
+
+Every float64 is a rational number, so the minimum over the simplex and the projection on the dual cone have exact
+answers. Enumerating which constraints are active needs 2^K small systems: for K <= 6.
+"""
+
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Rationals = list[list[Fraction]]
+
+
+def exact_rows(jacobian: Array) -> Rationals:
+    """The same numbers as rationals, without rounding."""
+    return [[Fraction(float(entry)) for entry in row] for row in jacobian]
+
+
+def exact_gramian(rows: Rationals) -> Rationals:
+    """All inner products."""
+    return [[_dot(first, second) for second in rows] for first in rows]
+
+
+def exact_min_norm(jacobian: Array) -> Array:
+    """The shortest convex combination of the rows that are not zero."""
+    rows = [row for row in exact_rows(jacobian) if any(row)]
+    if not rows:
+        return np.zeros(jacobian.shape[1])
+    gramian = exact_gramian(rows)
+    for support in _supports(len(rows), smallest=1):
+        bordered = [[gramian[i][j] for j in support] + [Fraction(-1)] for i in support]
+        bordered.append([Fraction(1)] * len(support) + [Fraction(0)])
+        solution = _solve(bordered, [[Fraction(0)]] * len(support) + [[Fraction(1)]])
+        if solution is None:
+            continue
+        weights = _scatter([entry[0] for entry in solution[:-1]], support, len(rows))
+        level = solution[-1][0]
+        if min(weights) >= 0 and all(_dot(gramian[i], weights) >= level for i in range(len(rows))):
+            return _combine(rows, weights)
+    raise AssertionError("no face of the simplex satisfies the optimality conditions")
+
+
+def exact_dual_cone_projections(jacobian: Array, combinations_of_rows: Array) -> Array:
+    """The points of {d : J d >= 0} closest to each combination of the rows."""
+    rows = exact_rows(jacobian)
+    gramian = exact_gramian(rows)
+    size = len(rows)
+    starts = exact_rows(combinations_of_rows)
+    pulls = [[_dot(gramian[i], start) for start in starts] for i in range(size)]  # (K, M)
+    found: dict[int, Array] = {}
+    for support in _supports(size, smallest=0):
+        system = [[gramian[i][j] for j in support] for i in support]
+        solution = _solve(system, [[-pull for pull in pulls[i]] for i in support])
+        if solution is None:
+            continue
+        for index, start in enumerate(starts):
+            multipliers = _scatter([entry[index] for entry in solution], support, size)
+            if index in found or min(multipliers) < 0:
+                continue
+            total = [u + added for u, added in zip(start, multipliers, strict=True)]
+            if all(_dot(gramian[i], total) >= 0 for i in range(size)):
+                found[index] = _combine(rows, total)
+        if len(found) == len(starts):
+            return np.stack([found[index] for index in range(len(starts))])
+    raise AssertionError("no active set satisfies the optimality conditions")
+
+
+def exact_upgrad(jacobian: Array) -> Array:
+    """The mean of the projections of the rows."""
+    mean: Array = exact_dual_cone_projections(jacobian, np.eye(len(jacobian))).mean(axis=0)
+    return mean
+
+
+def exact_equal_projections(jacobian: Array) -> Array:
+    """Weights beta with ``C beta = 1`` on the unit-diagonal Gramian, to float64 accuracy; full row rank only."""
+    gramian = exact_gramian(exact_rows(jacobian))
+    size = len(gramian)
+    norms = [_root(gramian[i][i]) for i in range(size)]
+    cosines = [[gramian[i][j] / norms[i] / norms[j] for j in range(size)] for i in range(size)]
+    solution = _solve(cosines, [[Fraction(1)]] * size)
+    if solution is None:
+        raise ValueError("the rows are linearly dependent")
+    alpha = [entry[0] / norm for entry, norm in zip(solution, norms, strict=True)]
+    total = sum(alpha, Fraction(0))
+    return _combine(exact_rows(jacobian), [weight / total for weight in alpha])
+
+
+def _supports(size: int, smallest: int) -> Iterator[tuple[int, ...]]:
+    for count in range(smallest, size + 1):
+        yield from combinations(range(size), count)
+
+
+def _solve(matrix: Rationals, right: Rationals) -> Rationals | None:
+    """Gauss-Jordan elimination; None where the matrix is singular."""
+    size = len(matrix)
+    table = [list(row) + list(values) for row, values in zip(matrix, right, strict=True)]
+    for column in range(size):
+        pivot = next((row for row in range(column, size) if table[row][column] != 0), None)
+        if pivot is None:
+            return None
+        table[column], table[pivot] = table[pivot], table[column]
+        head = table[column][column]
+        table[column] = [entry / head for entry in table[column]]
+        for row in range(size):
+            factor = table[row][column]
+            if row != column and factor != 0:
+                table[row] = [entry - factor * above for entry, above in zip(table[row], table[column], strict=True)]
+    return [row[size:] for row in table]
+
+
+def _root(value: Fraction) -> Fraction:
+    """A square root to 40 digits."""
+    scale = 10**80
+    shift = Fraction(4) ** max(0, -_exponent(value))  # keeps tiny numbers from losing digits
+    numerator = (value * shift * scale).__floor__()
+    import math
+
+    return Fraction(math.isqrt(numerator), 10**40) / Fraction(2) ** max(0, -_exponent(value))
+
+
+def _exponent(value: Fraction) -> int:
+    return (value.numerator.bit_length() - value.denominator.bit_length()) // 2
+
+
+def _scatter(values: Sequence[Fraction], support: Sequence[int], size: int) -> list[Fraction]:
+    full = [Fraction(0)] * size
+    for position, value in zip(support, values, strict=True):
+        full[position] = value
+    return full
+
+
+def _combine(rows: Rationals, weights: Sequence[Fraction]) -> Array:
+    columns = range(len(rows[0]))
+    return np.array([float(sum((w * row[p] for w, row in zip(weights, rows, strict=True)), Fraction(0))) for p in columns])
+
+
+def _dot(first: Sequence[Fraction], second: Sequence[Fraction]) -> Fraction:
+    return sum((a * b for a, b in zip(first, second, strict=True)), Fraction(0))

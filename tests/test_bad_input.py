@@ -1,0 +1,168 @@
+"""What goes wrong raises with the name of what is wrong and what to do, and leaves everything as it was."""
+
+import copy
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import gradsurgery as gs
+
+
+def make() -> tuple[nn.Module, gs.MultiObjectiveOptimizer]:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    named = torch.optim.SGD(model.named_parameters(), lr=0.1)
+    return model, gs.MultiObjectiveOptimizer(named, gs.GradNorm(alpha=0.0))
+
+
+def outputs(model: nn.Module) -> Tensor:
+    return model(torch.ones(1, 3))[0]
+
+
+LOSSES: dict[str, tuple[Callable[[nn.Module], Any], type[Exception], str]] = {
+    "their sum": (lambda m: outputs(m).sum(), TypeError, "got a tensor of shape .* not their sum"),
+    "a vector": (lambda m: outputs(m), TypeError, r"got a tensor of shape \(2,\)"),
+    "a number": (lambda m: 3.0, TypeError, "must be a sequence or dict of scalar tensors.* got float"),
+    "text": (lambda m: "loss", TypeError, "got str"),
+    "none at all": (lambda m: [], ValueError, "at least one loss, got an empty one"),
+    "an empty dict": (lambda m: {}, ValueError, "at least one loss"),
+    "all absent": (lambda m: [None, None], ValueError, "2 that are all None"),
+    "not a scalar": (
+        lambda m: {"a": outputs(m)[0], "b": outputs(m)},
+        ValueError,
+        r"loss 'b' must be .* shape \(2,\)",
+    ),
+    "an integer": (lambda m: {"a": outputs(m)[0], "b": torch.tensor(1)}, ValueError, "loss 'b' .* torch.int64"),
+    "a float": (lambda m: {"a": outputs(m)[0], "b": 0.0}, TypeError, "loss 'b' .* got float. Hand over None"),
+    "no graph": (lambda m: {"a": outputs(m)[0].detach()}, ValueError, r"requires a gradient.*\['a'\].*no_grad"),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses(name: str) -> None:
+    model, optimizer = make()
+    optimizer.backward(list(outputs(model)))
+    before = copy.deepcopy(([parameter.grad for parameter in model.parameters()], optimizer.state_dict()))
+    build, kind, message = LOSSES[name]
+    with pytest.raises(kind, match=message):
+        optimizer.backward(build(model))
+    for parameter, gradient in zip(model.parameters(), before[0], strict=True):
+        assert torch.equal(parameter.grad, gradient)
+    for key, value in optimizer.state_dict()["gradsurgery"]["aggregator"].items():
+        assert torch.equal(value, before[1]["gradsurgery"]["aggregator"][key])
+
+
+@pytest.mark.parametrize("extra", [3.0, [torch.tensor(1.0)], torch.ones(2)], ids=["number", "list", "vector"])
+def test_extra_loss(extra: Any) -> None:
+    model, optimizer = make()
+    with pytest.raises(TypeError, match="`extra_loss` must be a scalar tensor or None"):
+        optimizer.backward(list(outputs(model)), extra_loss=extra)
+    with pytest.raises(TypeError, match="`extra_loss`"):
+        optimizer.scalarize(list(outputs(model)), extra_loss=extra)
+
+
+def test_construction() -> None:
+    plain = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
+    with pytest.raises(TypeError, match=r"`optimizer` must be a torch.optim.Optimizer .* got list"):
+        gs.MultiObjectiveOptimizer([plain], gs.Sum())
+    with pytest.raises(TypeError, match="not wrapped yet"):
+        gs.MultiObjectiveOptimizer(gs.MultiObjectiveOptimizer(plain, gs.Sum()), gs.Sum())
+    with pytest.raises(TypeError, match="`aggregator` must be .* got the class MGDA"):
+        gs.MultiObjectiveOptimizer(plain, gs.MGDA)
+    with pytest.raises(TypeError, match="`aggregator` must be .* got str"):
+        gs.MultiObjectiveOptimizer(plain, "mgda")
+    with pytest.raises(ValueError, match=r"`engine` must be 'auto', one of \['func', 'loop'\] .* got 'lop'"):
+        gs.MultiObjectiveOptimizer(plain, gs.Sum(), engine="lop")
+    with pytest.raises(ValueError, match="`scope` must be one of .* got 'layer'"):
+        gs.MultiObjectiveOptimizer(plain, gs.Sum(), scope="layer")
+    with pytest.raises(ValueError, match="`shared` must name at least one"):
+        gs.MultiObjectiveOptimizer(plain, gs.Sum(), shared=[])
+    with pytest.raises(TypeError, match="`shared` must be modules or parameters, got str"):
+        gs.MultiObjectiveOptimizer(plain, gs.Sum(), shared=["trunk"])
+
+
+def test_two_wrappers_over_one_parameter() -> None:
+    model, first = make()
+    second = gs.MultiObjectiveOptimizer(torch.optim.SGD([model.weight], lr=0.1), gs.Sum())
+    second.backward(list(outputs(model)))
+    model.zero_grad()
+    with pytest.raises(ValueError, match="the only one over its parameters, got parameter 'weight'"):
+        first.backward(list(outputs(model)))
+    assert model.weight.grad is None
+    del second
+    first.backward(list(outputs(model)))
+    assert model.weight.grad is not None
+
+
+def test_two_wrappers_over_one_optimizer_may_take_turns() -> None:
+    model, first = make()
+    second = gs.MultiObjectiveOptimizer(first.optimizer, gs.MGDA())
+    for optimizer in (first, second, first):
+        optimizer.backward(list(outputs(model)))
+        optimizer.step()
+
+
+def test_wrapping_anew_is_no_mistake() -> None:
+    model, optimizer = make()
+    for _ in range(3):
+        optimizer = gs.MultiObjectiveOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), gs.Sum())
+        optimizer.backward(list(outputs(model)))
+
+
+def test_post_accumulate_grad_hooks() -> None:
+    model, optimizer = make()
+    handle = model.weight.register_post_accumulate_grad_hook(lambda parameter: None)
+    with pytest.raises(RuntimeError, match="post-accumulate-grad hooks, got parameter 'weight'"):
+        optimizer.backward(list(outputs(model)))
+    assert model.bias.grad is None
+    handle.remove()
+    optimizer.backward(list(outputs(model)))
+
+
+def test_complex_parameters() -> None:
+    weight = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    optimizer = gs.MultiObjectiveOptimizer(torch.optim.SGD([weight], lr=0.1), gs.Sum())
+    with pytest.raises(TypeError, match="real parameters only, got a parameter of shape .* torch.complex64"):
+        optimizer.backward([weight.abs().sum()])
+
+
+def test_a_method_that_raises_leaves_everything() -> None:
+    model = nn.Linear(3, 2)
+    method = gs.Chain(gs.GradNorm(alpha=0.0), gs.MGDA(normalization="loss"))
+    optimizer = gs.MultiObjectiveOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), method)
+    with pytest.raises(ValueError, match="MGDA: `losses` must be positive"):
+        optimizer.backward([-outputs(model)[0].square(), outputs(model)[1].square()])
+    assert model.weight.grad is None
+    assert optimizer.state_dict()["gradsurgery"]["aggregator"] == {}
+    assert optimizer.state_dict()["gradsurgery"]["losses"] == []
+
+
+def test_freed_graphs_are_reported_by_torch() -> None:
+    model, optimizer = make()
+    losses = list(outputs(model))
+    optimizer.backward(losses)
+    with pytest.raises(RuntimeError, match="second time"):
+        optimizer.backward([loss.exp() for loss in losses])
+
+
+def _rank(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    try:
+        model, optimizer = make()
+        with pytest.raises(RuntimeError, match="must have one rank, got 2"):
+            optimizer.backward(list(outputs(model)))
+        assert model.weight.grad is None
+        z = torch.ones(2, requires_grad=True)
+        with pytest.raises(RuntimeError, match="ImpartialityBlock: `torch.distributed` must have one rank"):
+            sum(part.sum() for part in gs.ImpartialityBlock(2, gs.Sum())(z)).backward()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="gloo over a file store")
+def test_several_ranks_are_refused_rather_than_wrong(tmp_path: Any) -> None:
+    torch.multiprocessing.spawn(_rank, args=(str(tmp_path),), nprocs=2)

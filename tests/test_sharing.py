@@ -1,0 +1,419 @@
+"""What is shared: tags, ``shared=`` and discovery, and what the rest receives."""
+
+import copy
+import gc
+import io
+import pickle
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import gradsurgery as gs
+from gradsurgery import sharing
+
+
+class TwoHeads(nn.Module):
+    """A trunk, two heads, a connection around the trunk and a layer that nothing uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.trunk = nn.Sequential(nn.Linear(3, 4), nn.Tanh())
+        self.skip = nn.Linear(3, 4)
+        self.heads = nn.ModuleList(nn.Linear(4, 1) for _ in range(2))
+        self.unused = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        z = self.trunk(x)
+        return [self.heads[0](z + self.skip(x)), self.heads[1](z)]
+
+
+def losses_of(model: TwoHeads, x: Tensor) -> list[Tensor]:
+    first, second = model(x)
+    return [first.square().mean(), (second - 3).square().mean() * 50]
+
+
+def wrapped(
+    model: nn.Module, aggregator: gs.Aggregator | None = None, **options: object
+) -> gs.MultiObjectiveOptimizer:
+    plain = torch.optim.SGD(model.parameters(), lr=0.1)
+    return gs.MultiObjectiveOptimizer(plain, aggregator or gs.MGDA(), **options)
+
+
+def plain_gradients(model: TwoHeads, x: Tensor) -> dict[str, Tensor | None]:
+    twin = copy.deepcopy(model)
+    sum(losses_of(twin, x)).backward()
+    return {name: parameter.grad for name, parameter in twin.named_parameters()}
+
+
+X = torch.linspace(-1, 1, 15).view(5, 3)
+
+
+def names(model: nn.Module) -> list[str]:
+    ids = {id(parameter) for parameter in gs.shared_parameters(model)}
+    return [name for name, parameter in model.named_parameters() if id(parameter) in ids]
+
+
+# --- tags ----------------------------------------------------------------------------------------------------
+
+
+def test_tags_on_modules_and_parameters() -> None:
+    model = TwoHeads()
+    assert gs.shared_parameters(model) == []
+    gs.tag_shared(model.trunk, model.skip.bias)
+    assert names(model) == ["trunk.0.weight", "trunk.0.bias", "skip.bias"]
+    gs.tag_shared(model.trunk)  # again: no effect
+    gs.untag_shared(model.trunk, model.skip.bias, model.unused)
+    assert names(model) == []
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
+def test_a_module_tag_survives_copies(how: str) -> None:
+    model = TwoHeads()
+    gs.tag_shared(model.trunk)
+    if how == "deepcopy":
+        twin = copy.deepcopy(model)
+    elif how == "pickle":
+        twin = pickle.loads(pickle.dumps(model))
+    else:
+        stream = io.BytesIO()
+        torch.save(model, stream)
+        stream.seek(0)
+        twin = torch.load(stream, weights_only=False)
+    assert names(twin) == ["trunk.0.weight", "trunk.0.bias"]
+    assert not {id(p) for p in gs.shared_parameters(twin)} & {id(p) for p in gs.shared_parameters(model)}
+    optimizer = wrapped(twin)
+    optimizer.backward(losses_of(twin, X))
+    assert torch.equal(twin.skip.weight.grad, plain_gradients(model, X)["skip.weight"])
+    gs.untag_shared(twin.trunk)
+    assert names(model) == ["trunk.0.weight", "trunk.0.bias"]
+
+
+def test_a_module_tag_covers_replaced_parameters() -> None:
+    model = TwoHeads()
+    gs.tag_shared(model.trunk)
+    old = model.trunk[0].weight
+    model.trunk[0].weight = nn.Parameter(old.detach() * 2)
+    optimizer = wrapped(model)
+    surgery = optimizer.backward(losses_of(model, X))
+    assert surgery.gramian is not None
+    assert old.grad is None
+    assert not torch.equal(model.trunk[0].weight.grad, plain_gradients(model, X)["trunk.0.weight"])
+
+
+def test_tags_do_not_keep_models_alive() -> None:
+    model = TwoHeads()
+    gs.tag_shared(model.trunk, model.skip.bias)
+    count = len(sharing.all_tagged())
+    del model
+    gc.collect()
+    assert len(sharing.all_tagged()) < count
+
+
+def test_tags_of_another_model_do_not_matter() -> None:
+    other, model = TwoHeads(), TwoHeads()
+    gs.tag_shared(other.trunk)
+    optimizer = wrapped(model)
+    assert optimizer.backward(losses_of(model, X)).gramian is not None  # discovered
+    assert torch.equal(model.heads[0].weight.grad, plain_gradients(model, X)["heads.0.weight"])
+
+
+def test_tagging_something_else_raises() -> None:
+    model = TwoHeads()
+    with pytest.raises(
+        TypeError, match="tag_shared: `modules_or_parameters` must be modules or parameters, got list"
+    ):
+        gs.tag_shared(list(model.trunk.parameters()))
+    with pytest.raises(ValueError, match="must be parameters .* use ImpartialityBlock"):
+        gs.tag_shared(model.trunk(X))
+    with pytest.raises(ValueError, match="must name at least one"):
+        gs.tag_shared()
+    assert names(model) == []
+
+
+# --- which are shared ------------------------------------------------------------------------------------------
+
+
+def expected_direction(model: TwoHeads, shared: list[str]) -> dict[str, Tensor]:
+    rows = []
+    for k in range(2):
+        twin = copy.deepcopy(model)
+        losses_of(twin, X)[k].backward()
+        found = dict(twin.named_parameters())
+        parts = [torch.zeros_like(found[n]) if found[n].grad is None else found[n].grad for n in shared]
+        rows.append(torch.cat([part.flatten() for part in parts]))
+    direction = gs.MGDA()(torch.stack(rows))
+    sizes = [dict(model.named_parameters())[name].shape for name in shared]
+    pieces = direction.split([size.numel() for size in sizes])
+    return {name: piece.view(size) for name, piece, size in zip(shared, pieces, sizes, strict=True)}
+
+
+@pytest.mark.parametrize("declare", ["discovery", "tag", "module", "parameters"])
+def test_shared_gets_the_direction_and_the_rest_the_sum(declare: str) -> None:
+    model = TwoHeads()
+    shared = ["trunk.0.weight", "trunk.0.bias"]
+    options: dict[str, object] = {}
+    if declare == "tag":
+        gs.tag_shared(model.trunk)
+    elif declare == "module":
+        options["shared"] = model.trunk
+    elif declare == "parameters":
+        options["shared"] = model.trunk.parameters()
+    optimizer = wrapped(model, **options)
+    optimizer.backward(losses_of(model, X))
+    expected = {**plain_gradients(model, X), **expected_direction(model, shared)}
+    for name, parameter in model.named_parameters():
+        if expected[name] is None:
+            assert parameter.grad is None, name
+        else:
+            torch.testing.assert_close(parameter.grad, expected[name], msg=name)
+
+
+def test_explicit_goes_before_tags_and_tags_before_discovery() -> None:
+    model = TwoHeads()
+    gs.tag_shared(model.skip)
+    optimizer = wrapped(model)
+    surgery = optimizer.backward(losses_of(model, X))
+    assert surgery.gramian is not None
+    assert surgery.gramian[1, 1] == 0  # the second loss does not reach the skip connection
+    torch.testing.assert_close(model.trunk[0].weight.grad, plain_gradients(model, X)["trunk.0.weight"])
+    model.zero_grad()
+    wrapped(model, shared=model.trunk).backward(losses_of(model, X))
+    assert not torch.allclose(model.trunk[0].weight.grad, plain_gradients(model, X)["trunk.0.weight"])
+
+
+def test_discovery_remembers() -> None:
+    """Once found shared, a parameter stays so when only one loss is left."""
+    model = TwoHeads()
+    optimizer = wrapped(model, gs.GradNorm(alpha=0.0))
+    first = optimizer.backward(losses_of(model, X)[:1])
+    assert first.gramian is None
+    optimizer.backward(losses_of(model, X))
+    again = optimizer.backward([losses_of(model, X)[0], None])
+    assert again.gramian is not None
+    assert again.gramian.shape == (1, 1)
+    twin_model, twin = copy.deepcopy((model, optimizer))
+    assert twin.backward([losses_of(twin_model, X)[0], None]).gramian is not None
+
+
+def test_wrong_shared_warns_once() -> None:
+    model = TwoHeads()
+    optimizer = wrapped(model, shared=copy.deepcopy(model.trunk))
+    with pytest.warns(UserWarning, match="no loss reaches any of the parameters given as `shared`"):
+        optimizer.backward(losses_of(model, X))
+    optimizer.backward(losses_of(model, X))
+
+
+def test_frozen_trunk_is_no_mistake() -> None:
+    model = TwoHeads()
+    model.trunk.requires_grad_(False)
+    surgery = wrapped(model, shared=model.trunk).backward(losses_of(model, X))
+    assert surgery.gramian is None
+    assert surgery.weights is not None
+    assert surgery.weights.tolist() == [1.0, 1.0]
+    assert model.trunk[0].weight.grad is None
+    torch.testing.assert_close(model.heads[0].weight.grad, plain_gradients(model, X)["heads.0.weight"])
+
+
+def test_partly_frozen_trunk() -> None:
+    model = TwoHeads()
+    model.trunk[0].bias.requires_grad_(False)
+    wrapped(model, shared=model.trunk).backward(losses_of(model, X))
+    assert model.trunk[0].bias.grad is None
+    torch.testing.assert_close(
+        model.trunk[0].weight.grad, expected_direction(model, ["trunk.0.weight"])["trunk.0.weight"]
+    )
+
+
+# --- what a step may contain -----------------------------------------------------------------------------------
+
+
+def test_unreached_parameters_keep_their_gradient() -> None:
+    model = TwoHeads()
+    model.unused.weight.grad = torch.full((2, 2), 7.0)
+    wrapped(model).backward(losses_of(model, X))
+    assert torch.equal(model.unused.weight.grad, torch.full((2, 2), 7.0))
+    assert model.unused.bias.grad is None
+
+
+def test_extra_loss_reaches_shared_and_specific() -> None:
+    model = TwoHeads()
+    wrapped(model).backward(losses_of(model, X))
+    before = {
+        name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None
+    }
+    model.zero_grad()
+    penalty = model.trunk[0].weight.square().sum() + model.heads[0].weight.sum() + model.unused.bias.sum()
+    surgery = wrapped(model).backward(losses_of(model, X), extra_loss=penalty)
+    assert len(surgery.names) == 2
+    torch.testing.assert_close(
+        model.trunk[0].weight.grad, before["trunk.0.weight"] + 2 * model.trunk[0].weight.detach()
+    )
+    torch.testing.assert_close(model.heads[0].weight.grad, before["heads.0.weight"] + 1)
+    torch.testing.assert_close(model.unused.bias.grad, torch.ones(2))
+    torch.testing.assert_close(model.heads[1].weight.grad, before["heads.1.weight"])
+
+
+def test_parameters_outside_the_optimizer_get_gradients_too() -> None:
+    model = TwoHeads()
+    optimizer = gs.MultiObjectiveOptimizer(torch.optim.SGD(model.heads.parameters(), lr=0.1), gs.MGDA())
+    optimizer.backward(losses_of(model, X))
+    torch.testing.assert_close(
+        model.trunk[0].weight.grad,
+        expected_direction(model, ["trunk.0.weight", "trunk.0.bias"])["trunk.0.weight"],
+    )
+
+
+def test_absent_and_constant_losses() -> None:
+    """None lowers K; a loss without a gradient is a row of zeros, which counts in an average."""
+    model = TwoHeads()
+    optimizer = wrapped(model, gs.Mean(), shared=model.trunk)
+    surgery = optimizer.backward({"a": losses_of(model, X)[0], "b": None})
+    assert surgery.names == ("a",)
+    assert surgery.weights is not None
+    assert surgery.weights.tolist() == [1.0]
+    whole = model.trunk[0].weight.grad.clone()
+    model.zero_grad()
+    surgery = optimizer.backward({"a": losses_of(model, X)[0], "b": torch.tensor(5.0)})
+    assert surgery.losses.tolist()[1] == 5.0
+    torch.testing.assert_close(model.trunk[0].weight.grad, whole / 2)
+
+
+def test_separate_forward_passes() -> None:
+    model, other = TwoHeads(), X.flip(0)
+    wrapped(model, gs.Sum()).backward([losses_of(model, X)[0], losses_of(model, other)[1]])
+    twin = copy.deepcopy(model)
+    twin.zero_grad()
+    (losses_of(twin, X)[0] + losses_of(twin, other)[1]).backward()
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        if b.grad is not None:
+            torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_a_loss_that_is_a_parameter() -> None:
+    scale = nn.Parameter(torch.tensor(2.0))
+    optimizer = gs.MultiObjectiveOptimizer(torch.optim.SGD([scale], lr=0.1), gs.Sum())
+    optimizer.backward([scale, scale * 3])
+    assert scale.grad == 4.0
+
+
+class Embedded(nn.Module):
+    def __init__(self, sparse: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(20, 3, sparse=sparse)
+        self.heads = nn.ModuleList(nn.Embedding(20, 2, sparse=sparse) for _ in range(2))
+
+    def losses(self, dense_too: bool = False) -> list[Tensor]:
+        first, second = torch.tensor([1, 4, 4, 7]), torch.tensor([4, 9])
+        losses = [
+            self.table(first).square().sum() + self.heads[0](first).sum(),
+            (self.table(second) - 1).square().sum() * 9 + self.heads[1](second).square().sum(),
+        ]
+        return [*losses, self.table.weight.square().sum()] if dense_too else losses
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_sparse_gradients_stay_sparse(accumulate: int) -> None:
+    sparse, dense = Embedded(sparse=True), Embedded(sparse=False)
+    for model in (sparse, dense):
+        for _ in range(accumulate):
+            wrapped(model, gs.MGDA()).backward(model.losses())
+    for (name, a), (_, b) in zip(sparse.named_parameters(), dense.named_parameters(), strict=True):
+        assert a.grad.is_sparse, name
+        torch.testing.assert_close(a.grad.to_dense(), b.grad, msg=name)
+    assert sparse.table.weight.grad.coalesce().indices().tolist() == [[1, 4, 7, 9]]
+    plain = torch.optim.SparseAdam(list(sparse.parameters()), lr=0.1)
+    gs.MultiObjectiveOptimizer(plain, gs.MGDA()).step()
+
+
+def test_sparse_and_dense_gradients_of_one_parameter() -> None:
+    sparse, dense = Embedded(sparse=True), Embedded(sparse=False)
+    for model in (sparse, dense):
+        wrapped(model, gs.MGDA()).backward(model.losses(dense_too=True))
+    for (name, a), (_, b) in zip(sparse.named_parameters(), dense.named_parameters(), strict=True):
+        torch.testing.assert_close(a.grad.to_dense(), b.grad, msg=name)
+
+
+def test_extra_loss_on_a_sparse_parameter() -> None:
+    sparse, dense = Embedded(sparse=True), Embedded(sparse=False)
+    for model in (sparse, dense):
+        wrapped(model, gs.MGDA()).backward(model.losses(), extra_loss=model.table.weight.sum())
+    torch.testing.assert_close(sparse.table.weight.grad.to_dense(), dense.table.weight.grad)
+
+
+def test_parameters_of_several_dtypes() -> None:
+    first, second = nn.Linear(3, 3), nn.Linear(3, 3).double()
+    both = [*first.parameters(), *second.parameters()]
+
+    def losses() -> list[Tensor]:
+        z = second(first(X).double())
+        return [z.sum(), z.square().sum()]
+
+    optimizer = gs.MultiObjectiveOptimizer(torch.optim.SGD(both, lr=0.1), gs.MGDA())
+    optimizer.backward(losses())
+    rows = []
+    for k in range(2):
+        rows.append(torch.cat([g.double().flatten() for g in torch.autograd.grad(losses()[k], both)]))
+    expected = gs.MGDA()(torch.stack(rows))
+    actual = torch.cat([parameter.grad.double().flatten() for parameter in both])
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_do_not_share_memory() -> None:
+    a, b = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    optimizer = gs.MultiObjectiveOptimizer(torch.optim.SGD([a, b], lr=0.1), gs.Sum())
+    optimizer.backward([(a + b).sum()])
+    a.grad.mul_(5)
+    assert b.grad.tolist() == [1.0, 1.0, 1.0]
+
+
+# --- scope -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scope", ["module", "tensor"])
+def test_scope_is_one_surgery_a_group(scope: str) -> None:
+    torch.manual_seed(0)
+    trunk = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+
+    def losses() -> list[Tensor]:
+        z = trunk(X)
+        return [z[:, 0].square().mean(), (z.sum(1) - 3).square().mean() * 5]
+
+    optimizer = gs.MultiObjectiveOptimizer(
+        torch.optim.SGD(trunk.parameters(), lr=0.1), gs.MGDA(), shared=trunk, scope=scope
+    )
+    surgery = optimizer.backward(losses())
+    groups = [[p for p in (layer.weight, layer.bias)] for layer in (trunk[0], trunk[2])]
+    if scope == "tensor":
+        groups = [[parameter] for group in groups for parameter in group]
+    assert surgery.gramian is not None
+    assert surgery.weights is not None
+    assert surgery.gramian.shape == (len(groups), 2, 2)
+    assert len(surgery.groups) == len(groups)
+    assert surgery.groups[0] == ("Sequential.0" if scope == "module" else "Sequential.0.weight")
+    for group, weights in zip(groups, surgery.weights, strict=True):
+        rows = [torch.cat([g.flatten() for g in torch.autograd.grad(losses()[k], group)]) for k in range(2)]
+        jacobian = torch.stack(rows)
+        torch.testing.assert_close(weights, gs.MGDA().solve(jacobian.double() @ jacobian.double().T))
+        actual = torch.cat([parameter.grad.flatten() for parameter in group])
+        torch.testing.assert_close(actual, gs.MGDA()(jacobian))
+
+
+def test_scope_module_needs_to_know_the_modules() -> None:
+    model = TwoHeads()
+    with pytest.raises(ValueError, match="`scope` must be 'all' or 'tensor' unless the shared modules are known"):
+        wrapped(model, scope="module").backward(losses_of(model, X))
+    assert all(parameter.grad is None for parameter in model.parameters())
+    named = torch.optim.SGD(model.named_parameters(), lr=0.1)
+    surgery = gs.MultiObjectiveOptimizer(named, gs.MGDA(), scope="module").backward(losses_of(model, X))
+    assert surgery.groups == ("trunk.0",)
+
+
+def test_scope_with_a_method_that_needs_the_jacobian() -> None:
+    model = TwoHeads()
+    surgery = wrapped(model, gs.GradDrop(), scope="tensor").backward(losses_of(model, X))
+    assert surgery.weights is None
+    assert surgery.gramian is None
+    assert len(surgery.groups) == 2
