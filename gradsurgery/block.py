@@ -13,6 +13,9 @@ from .aggregators import Aggregator
 from .distributed import check_single_process
 from .sharing import mark_task_specific
 
+# Set on what `expand` returns: its shape alone could be that of a batch.
+_ARE_VIEWS = "_gradsurgery_views"
+
 
 class ImpartialityBlock(nn.Module):
     r"""Hands a representation to several branches and aggregates what they send back.
@@ -92,6 +95,7 @@ class ImpartialityBlock(nn.Module):
     def expand(self, z: Tensor) -> Tensor:
         """Returns the views as one tensor ``(K, *z.shape)`` without copying, for heads that are batched."""
         result: Tensor = _Impartial.apply(z, self)  # type: ignore[no-untyped-call]
+        setattr(result, _ARE_VIEWS, True)
         return result
 
     def aggregate(self, rows: Tensor, z: Tensor) -> Tensor:
@@ -146,7 +150,7 @@ class FusedHeads(nn.Module):
         - output: K tensors ``(..., out_features[k])``.
 
     Raises:
-        ValueError: A width is < 1, there is no head, or the input has another shape.
+        ValueError: A width is < 1, there is no head, or the input has another shape or number of views.
 
     Cost:
         One product forward; backward, one for the weights and one padded to the widest head for z.
@@ -168,6 +172,10 @@ class FusedHeads(nn.Module):
         self.out_features = widths
         self.weight = nn.Parameter(torch.empty(sum(widths), in_features))
         self.bias = nn.Parameter(torch.empty(sum(widths))) if bias else None
+        widest = max(widths)
+        rows = [head * widest + row for head, width in enumerate(widths) for row in range(width)]
+        self.padded: Tensor  # for each row of weight its place when all heads are as wide as the widest
+        self.register_buffer("padded", torch.tensor(rows), persistent=False)
         mark_task_specific(self)
         self.reset_parameters()
 
@@ -184,59 +192,61 @@ class FusedHeads(nn.Module):
         return [slice(end - width, end) for end, width in zip(ends, self.out_features, strict=True)]
 
     def forward(self, z: Tensor) -> tuple[Tensor, ...]:
-        branches = len(self.out_features)
-        if z.shape[-1] != self.in_features:
-            raise ValueError(
-                f"FusedHeads: `z` must be (..., {self.in_features}) or ({branches}, ..., {self.in_features}), got "
-                f"{tuple(z.shape)}."
-            )
-        if _is_expanded(z, branches):
-            output = _HeadsOnViews.apply(z, self.weight, self.bias, self.out_features)  # type: ignore[no-untyped-call]
+        are_views = getattr(z, _ARE_VIEWS, False)
+        self._check_shape(tuple(z.shape), are_views)
+        if are_views:
+            output = _HeadsOnViews.apply(z, self.weight, self.bias, self)  # type: ignore[no-untyped-call]
         else:
             output = functional.linear(z, self.weight, self.bias)
         return tuple(output.split(self.out_features, dim=-1))
 
+    def _check_shape(self, shape: tuple[int, ...], are_views: bool) -> None:
+        branches = len(self.out_features)
+        if not shape or shape[-1] != self.in_features:
+            raise ValueError(
+                f"FusedHeads: `z` must be (..., {self.in_features}) or ({branches}, ..., {self.in_features}), got "
+                f"{shape}."
+            )
+        if are_views and shape[0] != branches:
+            raise ValueError(
+                f"FusedHeads: `z` must be one view for each of the {branches} heads, got {shape[0]}. Give the "
+                f"ImpartialityBlock num_branches={branches}."
+            )
+
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={list(self.out_features)}"
-
-
-def _is_expanded(z: Tensor, branches: int) -> bool:
-    """Whether ``z`` is K views of one tensor, as ``ImpartialityBlock.expand`` returns them."""
-    return z.ndim >= 2 and z.shape[0] == branches and z.stride(0) == 0
 
 
 class _HeadsOnViews(torch.autograd.Function):
     """All heads on K equal views: one product forward, one gradient a view backward."""
 
     @staticmethod
-    def forward(ctx: Any, views: Tensor, weight: Tensor, bias: Tensor | None, widths: tuple[int, ...]) -> Tensor:
+    def forward(ctx: Any, views: Tensor, weight: Tensor, bias: Tensor | None, heads: FusedHeads) -> Tensor:
         ctx.save_for_backward(views, weight)
-        ctx.widths = widths
-        ctx.has_bias = bias is not None
+        ctx.heads = heads
+        ctx.bias_dtype = None if bias is None else bias.dtype
         return functional.linear(views[0], weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         views, weight = ctx.saved_tensors
-        flat = gradient.flatten(0, -2)
+        flat = gradient.flatten(0, -2)  # under autocast in a lower precision than the weights
         grad_views = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_views = _gradient_by_head(flat, weight, ctx.widths).view(views.shape)
+            by_head = _gradient_by_head(flat, weight.to(flat.dtype), ctx.heads)
+            grad_views = by_head.view(views.shape).to(views.dtype)
         if ctx.needs_input_grad[1]:
-            grad_weight = flat.mT @ views[0].flatten(0, -2)
-        if ctx.has_bias and ctx.needs_input_grad[2]:
-            grad_bias = flat.sum(0)
+            grad_weight = (flat.mT @ views[0].flatten(0, -2).to(flat.dtype)).to(weight.dtype)
+        if ctx.bias_dtype is not None and ctx.needs_input_grad[2]:
+            grad_bias = flat.sum(0).to(ctx.bias_dtype)
         return grad_views, grad_weight, grad_bias, None
 
 
-def _gradient_by_head(gradient: Tensor, weight: Tensor, widths: tuple[int, ...]) -> Tensor:
+def _gradient_by_head(gradient: Tensor, weight: Tensor, heads: FusedHeads) -> Tensor:
     """For each head the gradient with respect to its input: ``(N, sum(widths))`` to ``(K, N, in_features)``."""
-    widest = max(widths)
-    positions = torch.cat(
-        [torch.arange(width, device=weight.device) + head * widest for head, width in enumerate(widths)]
-    )
-    padded_weight = weight.new_zeros(len(widths) * widest, weight.shape[1]).index_copy_(0, positions, weight)
-    padded = gradient.new_zeros(gradient.shape[0], len(widths) * widest).index_copy_(1, positions, gradient)
-    by_head = padded.view(-1, len(widths), widest).transpose(0, 1)
-    return torch.bmm(by_head, padded_weight.view(len(widths), widest, -1))
+    count, widest = len(heads.out_features), max(heads.out_features)
+    padded_weight = weight.new_zeros(count * widest, weight.shape[1]).index_copy_(0, heads.padded, weight)
+    padded = gradient.new_zeros(gradient.shape[0], count * widest).index_copy_(1, heads.padded, gradient)
+    by_head = padded.view(-1, count, widest).transpose(0, 1)
+    return torch.bmm(by_head, padded_weight.view(count, widest, -1))

@@ -1,7 +1,7 @@
 """Which parameters the losses share: tags on modules and parameters, and what a wrapper makes of them.
 
-A tag is an attribute of the module that refers back to it. Copying or unpickling the module copies or unpickles
-the attribute, which then registers the new module; the parameters are looked up when they are needed. So a tag
+A tag is an attribute of the module. Copying or unpickling the module copies or unpickles the attribute, which then
+registers the new module; the parameters are looked up when they are needed. So a tag
 survives deepcopy, pickling and the replacement of parameters, at no cost in the forward pass.
 """
 
@@ -20,19 +20,19 @@ _shared_parameters = WeakTensorKeyDictionary()
 
 
 class _Tag:
-    """Marks the module that carries it, and every copy of that module."""
+    """Marks the module that carries it, and every copy of that module, without keeping it alive."""
 
     def __init__(self, module: nn.Module, shared: bool) -> None:
-        self.module = module
+        self.module = weakref.ref(module)
         self.shared = shared
-        self._register()
+        (_shared_modules if shared else _specific_modules).add(module)
 
-    def _register(self) -> None:
-        (_shared_modules if self.shared else _specific_modules).add(self.module)
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Tag | None":
+        copied = memo.get(id(self.module()))  # the module is in there before its attributes are copied
+        return None if copied is None else _Tag(copied, self.shared)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._register()
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Tag, (self.module(), self.shared)
 
 
 def tag_shared(*modules_or_parameters: nn.Module | Tensor) -> None:

@@ -172,3 +172,22 @@ def test_block_sees_unscaled_gradients() -> None:
         (loss if scaler is None else scaler.scale(loss)).backward()
         grads.append(z.grad if scaler is None else z.grad / scaler.get_scale())
     assert torch.equal(*grads)
+
+
+def test_fused_heads_under_autocast() -> None:
+    torch.manual_seed(0)
+    trunk, heads = nn.Linear(4, 6), gs.FusedHeads(6, [1, 3, 2])
+    block = gs.ImpartialityBlock(3, gs.Sum())
+    gradients = []
+    for enabled in (False, True):
+        trunk.zero_grad()
+        heads.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            outputs = heads(block.expand(trunk(X)))
+        assert outputs[0].dtype == (torch.bfloat16 if enabled else torch.float32)
+        torch.stack([(output.float() - 1).square().mean() for output in outputs]).sum().backward()
+        found = [*trunk.parameters(), *heads.parameters()]
+        assert all(parameter.grad.dtype == torch.float32 for parameter in found)
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in found]))
+    error = (gradients[0] - gradients[1]).norm() / gradients[0].norm()
+    assert 0 < error < 0.02
