@@ -182,7 +182,7 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
         check_extra_loss(extra_loss)
         present = named_losses(losses)
         terms = [*present.scalars, *([] if extra_loss is None else [extra_loss.reshape(())])]
-        value = values_of(terms).sum().to(terms[0].device, torch.float32)
+        value = values_of(terms).sum().to(torch.promote_types(terms[0].dtype, torch.float32))
         by_name = dict(zip(present.names, present.scalars, strict=True))
 
         def perform(factor: Tensor) -> None:
@@ -216,19 +216,22 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
         A checkpoint of another method loads with a warning, and the method starts afresh.
         """
         rest = {key: value for key, value in state_dict.items() if key != _CHECKPOINT_KEY}
-        super().load_state_dict(rest)
         saved = state_dict.get(_CHECKPOINT_KEY)
         if saved is None:
+            super().load_state_dict(rest)
             return
+        fits = saved["method"] == _method_name(self._aggregator)
+        with self._aggregator.transaction(commit=True):
+            self._aggregator.reset()
+            if fits:
+                self._aggregator.load_state_dict(saved["aggregator"])
+            super().load_state_dict(rest)
         parameters = parameters_in(self.param_groups)
-        self._run.names[:] = saved["losses"]
         self._run.sharing.discovered = WeakTensorKeyDictionary()
         for position in saved["shared"]:
             self._run.sharing.discovered[parameters[position]] = True
-        self._aggregator.reset()
-        if saved["method"] == _method_name(self._aggregator):
-            self._aggregator.load_state_dict(saved["aggregator"])
-        elif saved["aggregator"]:
+        self._run.names = list(saved["losses"])
+        if saved["aggregator"] and not fits:
             warnings.warn(
                 f"MultiObjectiveOptimizer: the checkpoint holds the state of {saved['method']}; "
                 f"{_method_name(self._aggregator)} starts afresh.",

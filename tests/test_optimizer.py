@@ -379,6 +379,7 @@ def test_a_checkpoint_that_does_not_fit_changes_nothing() -> None:
     before = copy.deepcopy(wrapped.state_dict())
     small = nn.Linear(2, 2)
     other = gs.MultiObjectiveOptimizer(adam(small), gs.GradNorm(alpha=0.0))
+    other.backward([small(torch.ones(1, 2)).sum(), small(torch.zeros(1, 2)).sum()])
     with pytest.raises(ValueError, match="doesn't match the size"):
         wrapped.load_state_dict(other.state_dict())
     after = wrapped.state_dict()
