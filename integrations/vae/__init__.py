@@ -1,0 +1,54 @@
+"""Variational autoencoders for tables whose columns are of different kinds, with none overlooked.
+
+Each column's log-likelihood is one loss; the decoder's last shared feature is what they fight over.
+
+Example:
+    >>> import gradsurgery as gs, pandas as pd
+    >>> frame = pd.DataFrame({"age": [23, 41, 35, 58, 62] * 8, "smokes": [True, False] * 20})
+    >>> table = Table.from_frame(frame)
+    >>> run = fit(table, gs.GradNorm(alpha=0.0, progress="gradient"), epochs=2)
+    >>> sorted(run.evaluate().errors)
+    ['age', 'smokes']
+"""
+
+try:
+    import pandas as _pandas  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "gradsurgery.integrations.vae: pandas must be installed, got no module of that name. "
+        'Run: pip install "gradsurgery[vae]"'
+    ) from error
+
+from .column import Column
+from .encoding import Batch, Encoding
+from .evaluation import Evaluation
+from .figures import draw_comparison, save_figure
+from .likelihood import Likelihood
+from .likelihoods import Bernoulli, Categorical, LogNormal, Normal, Poisson
+from .model import VAE
+from .objective import negative_elbo
+from .schema import Schema
+from .table import Split, Table
+from .training import Run, fit
+
+__all__ = [
+    "VAE",
+    "Batch",
+    "Bernoulli",
+    "Categorical",
+    "Column",
+    "Encoding",
+    "Evaluation",
+    "Likelihood",
+    "LogNormal",
+    "Normal",
+    "Poisson",
+    "Run",
+    "Schema",
+    "Split",
+    "Table",
+    "draw_comparison",
+    "fit",
+    "negative_elbo",
+    "save_figure",
+]

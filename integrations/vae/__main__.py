@@ -1,0 +1,178 @@
+"""Trains the same VAE on one table with several methods and compares them column by column."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from . import Run, Schema, Table, draw_comparison, fit, save_figure
+from .atomic import write_whole
+from .methods import METHODS, build_method
+
+SHIPPED = ("randhie", "anes96")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the comparison; see ``--help``. Returns the exit status."""
+    options = _parser().parse_args(arguments)
+    out = Path(options.out or f"runs/vae/{short_name(options.table)}")
+    try:
+        schema = Schema.load(options.schema) if options.schema else None
+        table = Table.from_frame(load_frame(options.table), schema)
+        print(f"{options.table}: {len(table)} rows, {len(table.schema)} columns")
+        runs, seconds = train_all(table, options)
+    except (ValueError, TypeError, RuntimeError, ImportError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(format_comparison(runs))
+    text = json.dumps(summarise(runs, seconds, options), indent=1, ensure_ascii=False, allow_nan=False)
+    write_whole(out / "results.json", lambda file: file.write_text(text + "\n", encoding="utf-8"))
+    print(f"numbers: {out / 'results.json'}")
+    try:
+        figure = draw_comparison(runs, f"{short_name(options.table)}: one VAE, {' against '.join(runs)}")
+    except ImportError as error:
+        print(f"no figure: {error}", file=sys.stderr)
+        return 0
+    save_figure(figure, out / "figure.png")
+    print(f"figure:  {out / 'figure.png'}")
+    return 0
+
+
+def train_all(table: Table, options: argparse.Namespace) -> tuple[dict[str, Run], dict[str, float]]:
+    """One run a method, and how many seconds each took."""
+    runs: dict[str, Run] = {}
+    seconds: dict[str, float] = {}
+    width = max(len(name) for name in options.methods)
+    for name in dict.fromkeys(options.methods):
+        start = time.perf_counter()
+        runs[name] = fit(
+            table,
+            build_method(name, options.seed),
+            epochs=options.epochs,
+            batch_size=options.batch_size,
+            seed=options.seed,
+            progress=True,
+            title=f"{name:>{width}}",
+        )
+        seconds[name] = time.perf_counter() - start
+    return runs, seconds
+
+
+def short_name(table: str) -> str:
+    """What the outputs of a table are called; with its folder, since many files are called data.csv.
+
+    Example:
+        >>> short_name("randhie"), short_name("tables/wine/data.csv")
+        ('randhie', 'wine-data')
+    """
+    path = Path(table)
+    return "-".join(part for part in (path.parent.name, path.stem) if part)
+
+
+def load_frame(name: str) -> pd.DataFrame:
+    """The DataFrame of a table that ships with statsmodels, or of a CSV file.
+
+    Raises:
+        ImportError: the table is one of statsmodels's, which is not installed.
+        FileNotFoundError: there is no such file.
+    """
+    if name not in SHIPPED:
+        return pd.read_csv(name, low_memory=False)
+    try:
+        import statsmodels.datasets
+    except ImportError as error:
+        raise ImportError(
+            f"vae: statsmodels must be installed for the table {name!r}, got no module of that name. "
+            'Run: pip install "gradsurgery[vae]"'
+        ) from error
+    frame: pd.DataFrame = getattr(statsmodels.datasets, name).load_pandas().data
+    return frame
+
+
+def format_comparison(runs: Mapping[str, Run]) -> str:
+    """Errors and log-likelihoods of the test rows as text, one line a column."""
+    evaluations = {name: run.evaluate() for name, run in runs.items()}
+    schema = next(iter(runs.values())).table.schema
+    width = max(8, *(len(name) for name in (*schema.names, "column")))
+    cell = max(8, *(len(name) for name in runs))
+    group = len(runs) * (cell + 2)
+    titles = "".join(f"  {name:>{cell}}" for name in runs)
+    lines = [
+        f"{'':{width}}  {'':11}{'test error':>{group}}{'log-likelihood':>{group + 2}}",
+        f"{'column':{width}}  {'kind':11}{titles}  {titles}",
+    ]
+    for column in schema:
+        errors = "".join(f"  {e.errors[column.name]:>{cell}.4f}" for e in evaluations.values())
+        likelihoods = "".join(f"  {e.log_likelihoods[column.name]:>{cell}.3f}" for e in evaluations.values())
+        lines.append(f"{column.name:{width}}  {column.kind:11}{errors}  {likelihoods}")
+    errors = "".join(f"  {e.error:>{cell}.4f}" for e in evaluations.values())
+    likelihoods = "".join(f"  {e.log_likelihood:>{cell}.3f}" for e in evaluations.values())
+    rule = "-" * len(lines[1])
+    return "\n".join([*lines, rule, f"{'mean':{width}}  {'':11}{errors}  {likelihoods}"])
+
+
+def summarise(runs: Mapping[str, Run], seconds: Mapping[str, float], options: argparse.Namespace) -> dict[str, Any]:
+    """Everything worth keeping about the runs, ready for JSON."""
+    table = next(iter(runs.values())).table
+    return {
+        "table": options.table,
+        "rows": len(table),
+        "schema": json.loads(table.schema.to_json()),
+        "settings": {
+            "epochs": options.epochs,
+            "batch_size": options.batch_size,
+            "seed": options.seed,
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+        },
+        "methods": {name: _summarise_run(run, seconds[name]) for name, run in runs.items()},
+    }
+
+
+def _summarise_run(run: Run, seconds: float) -> dict[str, Any]:
+    evaluation = run.evaluate()
+    return {
+        "error": _finite(evaluation.error),
+        "log_likelihood": _finite(evaluation.log_likelihood),
+        "errors": {name: _finite(value) for name, value in evaluation.errors.items()},
+        "log_likelihoods": {name: _finite(value) for name, value in evaluation.log_likelihoods.items()},
+        "best_epoch": run.best_epoch,
+        "seconds": round(seconds, 2),
+        "losses": [_finite(epoch.loss) for epoch in run.history],
+        "validation_errors": [_finite(epoch.validation_error) for epoch in run.history],
+    }
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return value if math.isfinite(value) else None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m gradsurgery.integrations.vae", description=__doc__)
+    parser.add_argument("--table", default="randhie", help="randhie or anes96 (both from statsmodels), or a CSV file")
+    parser.add_argument("--schema", help="a JSON file with one entry a column (default: inferred)")
+    parser.add_argument(
+        "--methods", nargs="+", choices=list(METHODS), default=["sum", "gradnorm"], metavar="METHOD",
+        help=f"in the order of the output, out of {', '.join(METHODS)} (default: sum gradnorm)",
+    )  # fmt: skip
+    parser.add_argument("--epochs", type=int, default=100, help="passes over the training rows (default: 100)")
+    parser.add_argument("--batch-size", type=int, default=128, help="rows a step (default: 128)")
+    parser.add_argument("--seed", type=int, default=0, help="of split, weights, batches and noise (default: 0)")
+    parser.add_argument("--out", help="folder for results.json and figure.png (default: runs/vae/TABLE)")
+    return parser
+
+
+if __name__ == "__main__":
+    # Matrices of width 50 gain nothing from a second thread, and lose much where another program runs.
+    torch.set_num_threads(1)
+    sys.exit(main())

@@ -1,0 +1,183 @@
+"""One column of a mixed-type table: its name, what kind of values it holds, how they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias, get_args
+
+Kind: TypeAlias = Literal["real", "positive", "count", "binary", "categorical", "ordinal"]
+Zeros: TypeAlias = Literal["shift", "missing", "raise"]
+Label: TypeAlias = bool | int | float | str
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+ZEROS: tuple[Zeros, ...] = get_args(Zeros)
+DISCRETE: tuple[Kind, ...] = ("binary", "categorical", "ordinal")
+
+ENTRY_KEYS = ("name", "type", "classes", "labels", "dtype", "zeros")
+
+
+@dataclass(frozen=True)
+class Column:
+    """Describes one column.
+
+    The likelihood follows from the kind: ``real`` Normal, ``positive`` LogNormal, ``count`` Poisson,
+    ``binary`` Bernoulli, ``categorical`` and ``ordinal`` Categorical (the order of an ordinal column
+    is kept for decoding; the model does not use it yet).
+
+    Args:
+        name: The column's name in the table.
+        kind: One of ``real``, ``positive``, ``count``, ``binary``, ``categorical``, ``ordinal``.
+        labels: The categories in the order of their codes 0, 1, ...; discrete kinds only. ``None``:
+            the sorted values of the table this column is first used with.
+        classes: How many categories, >= 1; discrete kinds only. ``None``: as many as labels.
+        dtype: The column's pandas dtype, by name, for decoding. ``None``: the table's.
+        zeros: What zeros of a ``positive`` column mean, since no logarithm of zero exists.
+            ``"shift"`` (also for ``None``): they are true values, and half of the smallest positive
+            training value is added to every cell before the logarithm, subtracted again on decoding
+            and floored at zero. ``"missing"``: they stand for "not recorded" and are masked out.
+            ``"raise"``: they are mistakes.
+
+    Raises:
+        TypeError: ``name`` is not a string.
+        ValueError: an argument is outside its range, or does not apply to this kind.
+
+    Example:
+        >>> Column("age", "count").discrete
+        False
+        >>> Column("vote", "binary", labels=("no", "yes")).classes
+        2
+    """
+
+    name: str
+    kind: Kind
+    labels: tuple[Label, ...] | None = None
+    classes: int | None = None
+    dtype: str | None = None
+    zeros: Zeros | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise TypeError(
+                f"Column: `name` must be a string, got {self.name!r}. "
+                "Rename the table's columns, for example frame.columns = frame.columns.astype(str)."
+            )
+        if self.kind not in KINDS:
+            raise ValueError(
+                f"Column: `kind` must be one of {', '.join(KINDS)}, got {self.kind!r} for column "
+                f"{self.name!r}. Pick the one that describes its values."
+            )
+        self._check_zeros()
+        self._check_labels()
+        if self.labels is not None:
+            object.__setattr__(self, "classes", len(self.labels))
+
+    def _check_zeros(self) -> None:
+        if self.zeros is not None and self.zeros not in ZEROS:
+            raise ValueError(
+                f"Column: `zeros` must be one of {', '.join(ZEROS)}, got {self.zeros!r} for column "
+                f"{self.name!r}. Pick what a zero means there."
+            )
+        if self.zeros is not None and self.kind != "positive":
+            raise ValueError(
+                f"Column: `zeros` must be None unless the kind is positive, got {self.zeros!r} for "
+                f"{self.kind} column {self.name!r}. Leave it out."
+            )
+
+    def _check_labels(self) -> None:
+        if not self.discrete:
+            if self.labels is not None or self.classes is not None:
+                raise ValueError(
+                    f"Column: `labels` and `classes` must be None unless the kind is discrete, got "
+                    f"{self.labels or self.classes} for {self.kind} column {self.name!r}. Leave them out."
+                )
+            return
+        if self.labels is not None:
+            self._check_given_labels(self.labels)
+        if self.classes is not None and self.classes < 1:
+            raise ValueError(
+                f"Column: `classes` must be at least 1, got {self.classes} for column {self.name!r}. "
+                "Leave it out to count them."
+            )
+        if self.kind == "binary" and self.classes not in (None, 2):
+            raise ValueError(
+                f"Column: `classes` must be 2 for a binary column, got {self.classes} for column "
+                f"{self.name!r}. Use kind 'categorical'."
+            )
+
+    def _check_given_labels(self, labels: tuple[Label, ...]) -> None:
+        if not labels or len(set(labels)) != len(labels):
+            raise ValueError(
+                f"Column: `labels` must be distinct and at least one, got {labels} for column "
+                f"{self.name!r}. Name every category once."
+            )
+        if self.classes is not None and self.classes != len(labels):
+            raise ValueError(
+                f"Column: `classes` must equal the number of labels, got {self.classes} and "
+                f"{len(labels)} labels for column {self.name!r}. Leave `classes` out."
+            )
+        if self.kind == "binary" and len(labels) != 2:
+            raise ValueError(
+                f"Column: `labels` must be two for a binary column, got {len(labels)} for column "
+                f"{self.name!r}. Use kind 'categorical'."
+            )
+
+    @property
+    def discrete(self) -> bool:
+        """Whether the column holds categories rather than numbers."""
+        return self.kind in DISCRETE
+
+    def replace(
+        self, *, kind: Kind | None = None, labels: Iterable[Label] | None = None, zeros: Zeros | None = None
+    ) -> Column:
+        """The same column with another kind, labels or policy for zeros; see :meth:`Schema.replace`."""
+        target = Column(self.name, self.kind if kind is None else kind)
+        keeps_labels = target.kind == self.kind or (self.discrete and target.discrete)
+        if labels is None:
+            new_labels, new_classes = (self.labels, self.classes) if keeps_labels else (None, None)
+        else:
+            new_labels, new_classes = tuple(labels), None
+        keeps_zeros = zeros is None and target.kind == self.kind
+        return replace(
+            target,
+            labels=new_labels,
+            classes=new_classes,
+            dtype=self.dtype,
+            zeros=self.zeros if keeps_zeros else zeros,
+        )
+
+    def to_entry(self) -> dict[str, Any]:
+        """This column as one entry of a schema file, without what is unset."""
+        labels = None if self.labels is None else list(self.labels)
+        values = (self.name, self.kind, self.classes, labels, self.dtype, self.zeros)
+        return {key: value for key, value in zip(ENTRY_KEYS, values, strict=True) if value is not None}
+
+    @classmethod
+    def from_entry(cls, entry: Mapping[str, Any]) -> Column:
+        """The column of one entry of a schema file.
+
+        Args:
+            entry: ``name`` and ``type``, and where they apply ``classes``, ``labels``, ``dtype``, ``zeros``.
+
+        Raises:
+            ValueError: a key is missing or unknown, or a value is not allowed.
+
+        Example:
+            >>> Column.from_entry({"name": "year", "type": "categorical", "classes": 5}).classes
+            5
+        """
+        unknown = [key for key in entry if key not in ENTRY_KEYS]
+        if unknown or "name" not in entry or "type" not in entry:
+            raise ValueError(
+                f"Column: `entry` must have the keys name and type, and no others than "
+                f"{', '.join(ENTRY_KEYS)}, got {sorted(entry)}. Correct this entry of the schema."
+            )
+        labels = entry.get("labels")
+        return cls(
+            name=entry["name"],
+            kind=entry["type"],
+            labels=None if labels is None else tuple(labels),
+            classes=entry.get("classes"),
+            dtype=entry.get("dtype"),
+            zeros=entry.get("zeros"),
+        )
