@@ -231,13 +231,13 @@ class _HeadsOnViews(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         views, weight = ctx.saved_tensors
-        flat = gradient.flatten(0, -2)  # under autocast in a lower precision than the weights
+        flat = gradient.reshape(-1, gradient.shape[-1])  # under autocast in a lower precision than the weights
         grad_views = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
             by_head = _gradient_by_head(flat, weight.to(flat.dtype), ctx.heads)
             grad_views = by_head.view(views.shape).to(views.dtype)
         if ctx.needs_input_grad[1]:
-            grad_weight = (flat.mT @ views[0].flatten(0, -2).to(flat.dtype)).to(weight.dtype)
+            grad_weight = (flat.mT @ views[0].reshape(-1, views.shape[-1]).to(flat.dtype)).to(weight.dtype)
         if ctx.bias_dtype is not None and ctx.needs_input_grad[2]:
             grad_bias = flat.sum(0).to(ctx.bias_dtype)
         return grad_views, grad_weight, grad_bias, None

@@ -4,6 +4,7 @@ Every float64 is a rational number, so the minimum over the simplex and the proj
 answers. Enumerating which constraints are active needs 2^K small systems: for K <= 6.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import combinations
@@ -114,16 +115,8 @@ def _solve(matrix: Rationals, right: Rationals) -> Rationals | None:
 
 def _root(value: Fraction) -> Fraction:
     """A square root to 40 digits."""
-    scale = 10**80
-    shift = Fraction(4) ** max(0, -_exponent(value))  # keeps tiny numbers from losing digits
-    numerator = (value * shift * scale).__floor__()
-    import math
-
-    return Fraction(math.isqrt(numerator), 10**40) / Fraction(2) ** max(0, -_exponent(value))
-
-
-def _exponent(value: Fraction) -> int:
-    return (value.numerator.bit_length() - value.denominator.bit_length()) // 2
+    top, bottom = value.numerator, value.denominator
+    return Fraction(math.isqrt(top * bottom * 10**80), bottom * 10**40)
 
 
 def _scatter(values: Sequence[Fraction], support: Sequence[int], size: int) -> list[Fraction]:
@@ -135,7 +128,9 @@ def _scatter(values: Sequence[Fraction], support: Sequence[int], size: int) -> l
 
 def _combine(rows: Rationals, weights: Sequence[Fraction]) -> Array:
     columns = range(len(rows[0]))
-    return np.array([float(sum((w * row[p] for w, row in zip(weights, rows, strict=True)), Fraction(0))) for p in columns])
+    return np.array(
+        [float(sum((w * row[p] for w, row in zip(weights, rows, strict=True)), Fraction(0))) for p in columns]
+    )
 
 
 def _dot(first: Sequence[Fraction], second: Sequence[Fraction]) -> Fraction:

@@ -18,6 +18,7 @@ import torch
 
 import gradsurgery as gs
 import gradsurgery.integrations
+from gradsurgery.integrations import vae
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted(
@@ -44,11 +45,19 @@ def test_the_modules_are_found() -> None:
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_docstring_examples(name: str) -> None:
+def test_docstring_examples(name: str, request: pytest.FixtureRequest) -> None:
+    """Examples see the names of their module and of the package a user imports from."""
     module = importlib.import_module(name)
-    names = {key: getattr(gs, key) for key in gs.__all__} | {"torch": torch, "nn": torch.nn, "gs": gs}
-    result = doctest.testmod(module, extraglobs={**names, **vars(module)})
-    assert result.failed == 0
+    package = vae if name.startswith(vae.__name__) else gs
+    public = {key: getattr(package, key) for key in package.__all__}
+    tools = {"torch": torch, "nn": torch.nn, "gs": gs, "getfixture": request.getfixturevalue}
+    assert doctest.testmod(module, extraglobs={**public, **tools, **vars(module)}).failed == 0
+
+
+def test_there_are_examples() -> None:
+    finder = doctest.DocTestFinder()
+    tests = [test for name in MODULES for test in finder.find(importlib.import_module(name))]
+    assert sum(len(test.examples) for test in tests) > 80
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -11,6 +11,7 @@ from .base import GramianAggregator
 Progress = Literal["loss", "gradient"]
 
 _BETA_1, _BETA_2, _ADAM_EPSILON = 0.9, 0.999, 1e-8
+_ROUNDING = 1e-12  # a norm this close to its target is there: Adam would make a full step of rounding's sign
 
 
 class GradNorm(GramianAggregator):
@@ -130,7 +131,9 @@ class GradNorm(GramianAggregator):
         weighted = torch.where(present, current * norms, 0.0)
         mean = weighted.sum(-1, keepdim=True) / present.sum(-1, keepdim=True).clamp_min(1)
         relative = weighted / torch.where(mean > 0, mean, 1.0)
-        pull = torch.where(present, torch.sign(relative - rate) * relative, 0.0)
+        gap = relative - rate
+        off_target = present & (gap.abs() > _ROUNDING * (relative + rate))
+        pull = torch.where(off_target, torch.sign(gap) * relative, 0.0)
         gradient = pull - current / current.shape[-1] * pull.sum(-1, keepdim=True)
         first = self.grow("first_moment", shape, norms, 0.0)
         second = self.grow("second_moment", shape, norms, 0.0)

@@ -6,6 +6,9 @@ from torch import Tensor
 from ..solvers.scaling import RIDGE
 from .base import GramianAggregator
 
+_NULL = 1e-10
+"""Eigenvalues of the unit-diagonal Gramian far below this one belong to its null space."""
+
 
 class IMTLG(GramianAggregator):
     r"""Finds the combination whose projections on all unit gradients are equal.
@@ -13,8 +16,9 @@ class IMTLG(GramianAggregator):
     .. math:: d = \sum_k \alpha_k g_k, \quad \sum_k \alpha_k = 1, \quad
         \langle d, u_i \rangle = \langle d, u_j \rangle \text{ for all } i, j
 
-    In unit rows :math:`C \beta = 1`, :math:`\alpha_k \propto \beta_k / \lVert g_k \rVert`, solved with a ridge of
-    1e-13 on C and refined: two opposed rows give d = 0, duplicates share their weight.
+    In unit rows :math:`C \beta = 1`, :math:`\alpha_k \propto \beta_k / \lVert g_k \rVert`. Where the rows are
+    linearly dependent, parallel ones share their weight, and rows that no direction serves equally, such as two
+    opposed ones, give d = 0.
 
     Guarantees:
         permutation_equivariant: the order of the losses does not matter.
@@ -35,7 +39,7 @@ class IMTLG(GramianAggregator):
         ValueError: ``gramian`` is not square in its last two dimensions.
 
     Cost:
-        One K x K factorization.
+        Two K x K factorizations.
 
     References:
         Liu et al., Towards impartial multi-task learning, ICLR 2021, section 3.1.
@@ -64,10 +68,28 @@ class IMTLG(GramianAggregator):
 
 
 def _solve(cosines: Tensor, right: Tensor) -> Tensor:
-    """Solves with a ridge, then takes out what it changed by one step of refinement."""
-    ridge = torch.full_like(right, RIDGE)
-    factors = torch.linalg.lu_factor_ex(cosines + torch.diag_embed(ridge))
+    """Solves with a ridge and refines; of two parts, in the null space and out of it, drops one that is rounding."""
     wanted = right.unsqueeze(-1)
-    solution: Tensor = torch.linalg.lu_solve(factors.LU, factors.pivots, wanted)
-    solution = solution + torch.linalg.lu_solve(factors.LU, factors.pivots, wanted - cosines @ solution)
-    return solution.squeeze(-1)
+    regular = _factors(cosines, RIDGE)
+    solution: Tensor = torch.linalg.lu_solve(*regular, wanted)
+    solution = solution + torch.linalg.lu_solve(*regular, wanted - cosines @ solution)
+    coarse = _factors(cosines, _NULL)
+    null = _null_part(solution, coarse)
+    rest = solution - null
+    rest = rest - _null_part(rest, coarse)
+    null_norm, rest_norm = null.norm(dim=-2, keepdim=True), rest.norm(dim=-2, keepdim=True)
+    result = torch.where(null_norm < 1e-2 * rest_norm, rest, solution)
+    return torch.where(rest_norm < 1e-4 * null_norm, null, result).squeeze(-1)
+
+
+def _null_part(vector: Tensor, coarse: tuple[Tensor, Tensor]) -> Tensor:
+    """Damps the component along each eigenvector by ``_NULL / (eigenvalue + _NULL)``, three times over."""
+    for _ in range(3):
+        vector = _NULL * torch.linalg.lu_solve(*coarse, vector)
+    return vector
+
+
+def _factors(cosines: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    ridges = torch.full_like(cosines[..., 0], ridge)
+    factors = torch.linalg.lu_factor_ex(cosines + torch.diag_embed(ridges))
+    return factors.LU, factors.pivots

@@ -22,7 +22,7 @@ def nonnegative_quadratic(hessian: Array, linear: Array, ridge: float) -> Array:
     .. math:: x = \arg\min_{x \ge 0} \tfrac12 x^\top H x - q^\top x
 
     Block pivoting finds the passive set of most problems in a few rounds. It may cycle where H is singular; the
-    problems that it leaves are solved by Lawson and Hanson's method, which cannot.
+    problems that it leaves are solved by Lawson and Hanson's method, which cannot where the ridge is part of H.
 
     Laws:
         ``x >= 0``; ``H x - q >= 0`` up to rounding; ``x * (H x - q) = 0`` up to rounding.
@@ -30,8 +30,8 @@ def nonnegative_quadratic(hessian: Array, linear: Array, ridge: float) -> Array:
     Args:
         hessian: H, symmetric positive semidefinite, diagonal of the order of 1.
         linear: q, in the range of H.
-        ridge: Added to the diagonal of H in every solve, > 0; one step of refinement takes it out of the result
-            wherever H is not singular. 1e-13 is enough for one that is.
+        ridge: Added to the diagonal of H in every solve, > 0, and taken out of the result by one step of refinement,
+            unless H is so close to singular that this makes it worse. 1e-13 is enough.
 
     Shape:
         - hessian: ``(B, K, K)``.
@@ -49,7 +49,9 @@ def nonnegative_quadratic(hessian: Array, linear: Array, ridge: float) -> Array:
     x, settled = _block_pivoting(hessian, linear, ridge)
     if not settled.all():
         owner, member = np.nonzero(~settled)
-        x[owner, member] = _lawson_hanson(hessian[owner], linear[owner, member], ridge)
+        matrices, right = hessian[owner], linear[owner, member]
+        found = _lawson_hanson(matrices + ridge * np.eye(linear.shape[-1]), right)
+        x[owner, member] = _refined(matrices, right, found, ridge)
     return x
 
 
@@ -69,14 +71,14 @@ def _block_pivoting(hessian: Array, linear: Array, ridge: float) -> tuple[Array,
     return x, settled
 
 
-def _lawson_hanson(hessian: Array, linear: Array, ridge: float) -> Array:
+def _lawson_hanson(regular: Array, linear: Array) -> Array:
     """Lets one entry in at a time and descends to the minimiser over those that are in; one problem a matrix."""
     batch, size = linear.shape
     x = np.zeros_like(linear)
     passive = np.zeros((batch, size), dtype=bool)
     refused = np.zeros((batch, size), dtype=bool)  # entered and thrown out again by rounding
     for _ in range(3 * size):
-        descent = _descent(hessian, linear[:, None], x[:, None])[:, 0]
+        descent = _descent(regular, linear[:, None], x[:, None])[:, 0]
         candidates = np.where(passive | refused, -np.inf, descent)
         entering = candidates.argmax(axis=1)
         unsolved = np.flatnonzero(candidates[np.arange(batch), entering] > 0)
@@ -85,9 +87,7 @@ def _lawson_hanson(hessian: Array, linear: Array, ridge: float) -> Array:
         chosen = entering[unsolved]
         passive[unsolved, chosen] = True
         before = x[unsolved]
-        x[unsolved], passive[unsolved] = _descend(
-            hessian, unsolved, linear[unsolved], before, passive[unsolved], ridge
-        )
+        x[unsolved], passive[unsolved] = _descend(regular, unsolved, linear[unsolved], before, passive[unsolved])
         thrown_out = ~passive[unsolved, chosen]
         moved = (x[unsolved] != before).any(axis=1)
         refused[unsolved[moved]] = False
@@ -95,12 +95,10 @@ def _lawson_hanson(hessian: Array, linear: Array, ridge: float) -> Array:
     return x
 
 
-def _descend(
-    hessian: Array, owner: Indices, linear: Array, x: Array, passive: Mask, ridge: float
-) -> tuple[Array, Mask]:
+def _descend(regular: Array, owner: Indices, linear: Array, x: Array, passive: Mask) -> tuple[Array, Mask]:
     """Moves each problem to the minimiser over its passive set, dropping the entries that reach zero."""
     for _ in range(x.shape[1] + 1):
-        target = _solve_passive(hessian, owner, linear, passive, ridge)
+        target = _solve_passive(regular, owner, linear, passive)
         blocking = passive & (target <= 0)
         if not blocking.any():
             return target, passive
@@ -115,6 +113,18 @@ def _descend(
     return x, passive
 
 
+def _refined(hessian: Array, linear: Array, x: Array, ridge: float) -> Array:
+    """Takes the ridge out of each solution, where that violates no condition more than the ridge does."""
+    passive = x > 0
+    if not passive.any():
+        return x
+    remainder = linear - _apply(hessian, x)
+    owner = np.arange(len(linear))
+    refined = x + _solve_passive(hessian + ridge * np.eye(x.shape[1]), owner, remainder, passive)
+    better = (linear - _apply(hessian, refined)).max(axis=1) <= remainder.max(axis=1)
+    return np.where((better & (refined >= 0).all(axis=1))[:, None], refined, x)
+
+
 def _descent(hessian: Array, linear: Array, x: Array) -> Array:
     """The negative gradients, less what rounding may have added to them."""
     noise = 4 * x.shape[-1] * _EPSILON * (np.abs(linear) + x @ np.abs(hessian))
@@ -122,7 +132,7 @@ def _descent(hessian: Array, linear: Array, x: Array) -> Array:
     return descent
 
 
-def _solve_passive(hessian: Array, owner: Indices, right: Array, passive: Mask, ridge: float) -> Array:
+def _solve_passive(hessian: Array, owner: Indices, right: Array, passive: Mask, ridge: float = 0.0) -> Array:
     """Solves for the passive entries with the others held at zero; problem i is over matrix ``owner[i]``."""
     size = right.shape[1]
     if size < _WORTH_COMPRESSING:
@@ -138,12 +148,19 @@ def _solve_passive(hessian: Array, owner: Indices, right: Array, passive: Mask, 
 
 
 def _solve_masked(matrix: Array, right: Array, passive: Mask, ridge: float) -> Array:
-    """Solves with the ridge, then takes out what it changed by one step of refinement."""
+    """With a ridge, one step of refinement takes out what it changed."""
     both = passive[:, :, None] & passive[:, None, :]
     identity = np.eye(right.shape[1])
     system = np.where(both, matrix, identity)
     values = np.where(passive, right, 0.0)[..., None]
     regular = system + ridge * identity
     solution = np.linalg.solve(regular, values)
-    solution += np.linalg.solve(regular, values - system @ solution)
-    return np.where(passive, solution[..., 0], 0.0)
+    if ridge > 0.0:
+        solution += np.linalg.solve(regular, values - system @ solution)
+    result: Array = np.where(passive, solution[..., 0], 0.0)
+    return result
+
+
+def _apply(matrix: Array, vector: Array) -> Array:
+    product: Array = np.einsum("bij,bj->bi", matrix, vector)
+    return product

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+
 from gradsurgery.integrations.vae import Run, Schema, Table, draw_comparison, fit, save_figure
 from gradsurgery.integrations.vae.__main__ import load_frame, main
 from gradsurgery.integrations.vae.atomic import write_whole

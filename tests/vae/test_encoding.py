@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 import torch
+
 from gradsurgery.integrations.vae import Batch, Column, Encoding, LogNormal, Normal, Schema, Table
 
 TRAIN = torch.arange(8)

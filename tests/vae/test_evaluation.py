@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+
 from gradsurgery.integrations.vae import VAE, Encoding, Evaluation, Normal, Schema, Table, fit
 from gradsurgery.integrations.vae.evaluation import column_errors, natural_parameters, reconstruct
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from gradsurgery.integrations.vae import Bernoulli, Categorical, Likelihood, LogNormal, Normal, Poisson
 from hypothesis import given, settings
 from torch import Tensor, distributions
+
+from gradsurgery.integrations.vae import Bernoulli, Categorical, Likelihood, LogNormal, Normal, Poisson
 
 ALL = [Normal(0.5, center=3.0), LogNormal(0.5, shift=0.25), Poisson(20), Bernoulli(), Categorical(4)]
 IDS = [type(likelihood).__name__ for likelihood in ALL]

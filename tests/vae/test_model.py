@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
-from gradsurgery.integrations.vae import VAE, Batch, Bernoulli, Categorical, LogNormal, Normal, Poisson, negative_elbo
 from torch import nn
 
 import gradsurgery as gs
+from gradsurgery.integrations.vae import VAE, Batch, Bernoulli, Categorical, LogNormal, Normal, Poisson, negative_elbo
 
 LIKELIHOODS = [Normal(), LogNormal(), Poisson(20), Bernoulli(), Categorical(3)]
 

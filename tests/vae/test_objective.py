@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch import Tensor, distributions
+
 from gradsurgery.integrations.vae import VAE, Batch, Encoding, Table, negative_elbo
 from gradsurgery.integrations.vae.model import Posterior
 from gradsurgery.integrations.vae.objective import column_losses, kl_divergence
-from torch import Tensor, distributions
 
 
 @pytest.fixture(name="batch")

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+
 from gradsurgery.integrations.vae import Column, Schema
 
 REPEATED = 10

@@ -5,8 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from gradsurgery.integrations.vae import Column, Schema, Table
 from hypothesis import given, settings
+
+from gradsurgery.integrations.vae import Column, Schema, Table
 
 ROWS = 12
 FINITE = st.floats(-1e9, 1e9, allow_nan=False)

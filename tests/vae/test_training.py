@@ -4,11 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+
+import gradsurgery as gs
 from gradsurgery.integrations.vae import Run, Schema, Table, fit
 from gradsurgery.integrations.vae.methods import METHODS, build_method
 from gradsurgery.integrations.vae.training import _batches
-
-import gradsurgery as gs
 
 
 def weights(run: Run) -> torch.Tensor:
