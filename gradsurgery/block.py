@@ -13,9 +13,6 @@ from .aggregators import Aggregator
 from .distributed import check_single_process
 from .sharing import mark_task_specific
 
-# Set on what `expand` returns: its shape alone could be that of a batch.
-_ARE_VIEWS = "_gradsurgery_views"
-
 
 class ImpartialityBlock(nn.Module):
     r"""Hands a representation to several branches and aggregates what they send back.
@@ -95,26 +92,30 @@ class ImpartialityBlock(nn.Module):
     def expand(self, z: Tensor) -> Tensor:
         """Returns the views as one tensor ``(K, *z.shape)`` without copying, for heads that are batched."""
         result: Tensor = _Impartial.apply(z, self)  # type: ignore[no-untyped-call]
-        setattr(result, _ARE_VIEWS, True)
         return result
 
     def aggregate(self, rows: Tensor, z: Tensor) -> Tensor:
         """Turns the K gradients ``(K, *z.shape)`` into the one that is passed on."""
         check_single_process("ImpartialityBlock")
+        wide_dtype = torch.promote_types(rows.dtype, torch.float32)
         factor = 1.0 if self.grad_scaler is None else float(self.grad_scaler.get_scale())
-        wide = rows if factor == 1.0 else rows.to(torch.promote_types(rows.dtype, torch.float32)) / factor
+        wide = rows if factor == 1.0 else rows.to(wide_dtype) / factor
         direction: Tensor = self.aggregator([wide], at=z)[0]
         if factor != 1.0:
             direction = direction * factor
         if self.rescale:
-            wide = direction.to(torch.promote_types(direction.dtype, torch.float32))
-            norm = wide.norm()
-            target = rows.sum(0, dtype=wide.dtype).norm()
-            direction = wide * torch.where(norm > 0, target / norm, torch.ones_like(norm))
+            norm, target = _norm(direction), _norm(rows.sum(0, dtype=wide_dtype))
+            direction = direction.double() * torch.where(norm > 0, target / norm, 1.0)
         return direction.to(rows.dtype)
 
     def extra_repr(self) -> str:
         return f"num_branches={self.num_branches}, rescale={self.rescale}"
+
+
+def _norm(vector: Tensor) -> Tensor:
+    """The Frobenius norm in float64, where squares of float32 numbers neither overflow nor underflow."""
+    norm: Tensor = torch.linalg.vector_norm(vector, dtype=torch.float64)
+    return norm
 
 
 class _Impartial(torch.autograd.Function):
@@ -136,9 +137,9 @@ class _Impartial(torch.autograd.Function):
 class FusedHeads(nn.Module):
     """K linear heads on one representation, in one matrix product each way.
 
-    The weights of all heads lie in one matrix. Applied to the views of an :class:`ImpartialityBlock`, the forward
-    pass is a single product with that matrix, and the backward pass obtains the K gradients with respect to z in
-    one padded batched product.
+    The weights of all heads lie in one matrix, and the forward pass is a single product with it. Through an
+    :class:`ImpartialityBlock`, the backward pass obtains the K gradients with respect to z in one padded batched
+    product.
 
     Args:
         in_features: Width of the representation.
@@ -146,18 +147,19 @@ class FusedHeads(nn.Module):
         bias: Whether the heads have biases.
 
     Shape:
-        - input: ``(..., in_features)``, or ``(K, ..., in_features)`` from :meth:`ImpartialityBlock.expand`.
+        - input: ``(..., in_features)``, and a block with one branch a head, or None.
         - output: K tensors ``(..., out_features[k])``.
 
     Raises:
-        ValueError: A width is < 1, there is no head, or the input has another shape or number of views.
+        ValueError: A width is < 1, there is no head, the input has another shape, or the block another number of
+            branches.
 
     Cost:
         One product forward; backward, one for the weights and one padded to the widest head for z.
 
     Example:
         >>> heads = FusedHeads(50, [1, 3])
-        >>> [tuple(output.shape) for output in heads(torch.zeros(8, 50))]
+        >>> [tuple(output.shape) for output in heads(torch.zeros(8, 50), ImpartialityBlock(2, PCGrad()))]
         [(8, 1), (8, 3)]
     """
 
@@ -172,15 +174,16 @@ class FusedHeads(nn.Module):
         self.out_features = widths
         self.weight = nn.Parameter(torch.empty(sum(widths), in_features))
         self.bias = nn.Parameter(torch.empty(sum(widths))) if bias else None
-        widest = max(widths)
-        rows = [head * widest + row for head, width in enumerate(widths) for row in range(width)]
         self.padded: Tensor  # for each row of weight its place when all heads are as wide as the widest
-        self.register_buffer("padded", torch.tensor(rows), persistent=False)
+        self.register_buffer("padded", None, persistent=False)
         mark_task_specific(self)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draws weights and biases as ``nn.Linear`` does, which depends on ``in_features`` alone."""
+        widest = max(self.out_features)
+        places = [head * widest + row for head, width in enumerate(self.out_features) for row in range(width)]
+        self.padded = torch.tensor(places, device=self.weight.device)
         bound = self.in_features**-0.5
         nn.init.uniform_(self.weight, -bound, bound)
         if self.bias is not None:
@@ -191,27 +194,20 @@ class FusedHeads(nn.Module):
         ends = list(accumulate(self.out_features))
         return [slice(end - width, end) for end, width in zip(ends, self.out_features, strict=True)]
 
-    def forward(self, z: Tensor) -> tuple[Tensor, ...]:
-        are_views = getattr(z, _ARE_VIEWS, False)
-        self._check_shape(tuple(z.shape), are_views)
-        if are_views:
-            output = _HeadsOnViews.apply(z, self.weight, self.bias, self)  # type: ignore[no-untyped-call]
-        else:
+    def forward(self, z: Tensor, block: ImpartialityBlock | None = None) -> tuple[Tensor, ...]:
+        """Applies all heads to ``z``; through ``block``, if given, each to a view of its own."""
+        if z.ndim == 0 or z.shape[-1] != self.in_features:
+            raise ValueError(f"FusedHeads: `z` must be (..., {self.in_features}), got {tuple(z.shape)}.")
+        if block is None:
             output = functional.linear(z, self.weight, self.bias)
+        elif block.num_branches != len(self.out_features):
+            raise ValueError(
+                f"FusedHeads: `block` must have one branch a head, {len(self.out_features)}, got "
+                f"{block.num_branches}."
+            )
+        else:
+            output = _HeadsOnViews.apply(block.expand(z), self.weight, self.bias, self)  # type: ignore[no-untyped-call]
         return tuple(output.split(self.out_features, dim=-1))
-
-    def _check_shape(self, shape: tuple[int, ...], are_views: bool) -> None:
-        branches = len(self.out_features)
-        if not shape or shape[-1] != self.in_features:
-            raise ValueError(
-                f"FusedHeads: `z` must be (..., {self.in_features}) or ({branches}, ..., {self.in_features}), got "
-                f"{shape}."
-            )
-        if are_views and shape[0] != branches:
-            raise ValueError(
-                f"FusedHeads: `z` must be one view for each of the {branches} heads, got {shape[0]}. Give the "
-                f"ImpartialityBlock num_branches={branches}."
-            )
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={list(self.out_features)}"

@@ -11,75 +11,94 @@ Losses: TypeAlias = "LossValues | Callable[[], LossValues]"
 
 
 class NamedLosses(NamedTuple):
-    """The losses that are present in this step."""
+    """The losses that are present in this step, and the names of all."""
 
     names: tuple[str, ...]
     scalars: tuple[Tensor, ...]
+    all_names: tuple[str, ...]
 
 
 def is_several(result: object) -> bool:
-    """Whether a closure returned losses to differentiate, not the one value of a pass it has done itself."""
-    return isinstance(result, Mapping | list | tuple)
+    """Whether a closure returned losses to differentiate, not the one value of a pass it has done itself.
+
+    Raises:
+        TypeError: It is neither.
+    """
+    if isinstance(result, Mapping | list | tuple):
+        return True
+    if result is None or isinstance(result, int | float) or (isinstance(result, Tensor) and result.numel() == 1):
+        return False
+    raise TypeError(
+        f"MultiObjectiveOptimizer: `closure` must return a dict, list or tuple of losses, or None or the scalar of a "
+        f"backward pass it has done itself, got {_kind(result)}."
+    )
 
 
-def named_losses(losses: object, caller: str = "MultiObjectiveOptimizer") -> NamedLosses:
+def named_losses(losses: object, *, differentiable: bool = True) -> NamedLosses:
     """Checks losses and drops those that are None.
 
     Args:
         losses: A dict or sequence of scalars; None stands for a loss that is absent in this step.
-        caller: Named in the errors.
+        differentiable: Whether at least one must require a gradient.
 
     Returns:
         Names (keys, or positions as text) and scalars, in the order given.
 
     Raises:
         TypeError: The container or a loss is of the wrong kind.
-        ValueError: A loss is not a scalar, or none is present.
+        ValueError: A loss is not a scalar, two have the same name, or none is present.
     """
     if isinstance(losses, Mapping):
         items = [(str(name), loss) for name, loss in losses.items()]
     elif isinstance(losses, Sequence) and not isinstance(losses, str):
         items = [(str(position), loss) for position, loss in enumerate(losses)]
     else:
-        got = f"a tensor of shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
         raise TypeError(
-            f"{caller}: `losses` must be a sequence or dict of scalar tensors, or a callable returning one, "
-            f"got {got}. Hand over the losses themselves, not their sum."
+            f"MultiObjectiveOptimizer: `losses` must be a sequence or dict of scalar tensors, or for backward() a "
+            f"callable returning one, got {_kind(losses)}. Hand over a dict or list of the losses, not their sum."
         )
-    present = [(name, _check_scalar(name, loss, caller)) for name, loss in items if loss is not None]
+    names = [name for name, _ in items]
+    if len(set(names)) < len(names):
+        raise ValueError(f"MultiObjectiveOptimizer: `losses` must have different names, got {names}.")
+    with torch.enable_grad():
+        present = [(name, _check_scalar(name, loss)) for name, loss in items if loss is not None]
     if not present:
         got = "an empty one" if not items else f"{len(items)} that are all None"
         raise ValueError(
-            f"{caller}: `losses` must contain at least one loss, got {got}. Skip the step when there is nothing "
-            f"to train on."
+            f"MultiObjectiveOptimizer: `losses` must contain at least one loss, got {got}. Skip the step when there "
+            f"is nothing to train on."
         )
-    if not any(loss.requires_grad for _, loss in present):
+    if differentiable and not any(loss.requires_grad for _, loss in present):
         raise ValueError(
-            f"{caller}: `losses` must contain at least one that requires a gradient, got none among "
+            f"MultiObjectiveOptimizer: `losses` must contain at least one that requires a gradient, got none among "
             f"{[name for name, _ in present]}. Was the forward pass run under torch.no_grad()?"
         )
-    return NamedLosses(tuple(name for name, _ in present), tuple(loss for _, loss in present))
+    return NamedLosses(tuple(name for name, _ in present), tuple(loss for _, loss in present), tuple(names))
 
 
-def check_extra_loss(extra_loss: object, caller: str = "MultiObjectiveOptimizer") -> None:
+def _kind(value: object) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def check_extra_loss(extra_loss: object) -> None:
     """Raises unless ``extra_loss`` is None or a scalar tensor."""
     if extra_loss is None:
         return
     if not isinstance(extra_loss, Tensor) or extra_loss.numel() != 1:
-        got = tuple(extra_loss.shape) if isinstance(extra_loss, Tensor) else type(extra_loss).__name__
-        raise TypeError(f"{caller}: `extra_loss` must be a scalar tensor or None, got {got}.")
+        got = _kind(extra_loss)
+        raise TypeError(f"MultiObjectiveOptimizer: `extra_loss` must be a scalar tensor or None, got {got}.")
 
 
-def _check_scalar(name: str, loss: object, caller: str) -> Tensor:
+def _check_scalar(name: str, loss: object) -> Tensor:
     if not isinstance(loss, Tensor):
         raise TypeError(
-            f"{caller}: loss {name!r} must be a scalar tensor, got {type(loss).__name__}. "
+            f"MultiObjectiveOptimizer: loss {name!r} must be a scalar tensor, got {type(loss).__name__}. "
             f"Hand over None for a loss that is absent in this step."
         )
     if loss.numel() != 1 or not loss.is_floating_point():
         raise ValueError(
-            f"{caller}: loss {name!r} must be a floating point scalar, got shape {tuple(loss.shape)} and "
-            f"{loss.dtype}. Reduce it first: loss.mean() or loss.sum()."
+            f"MultiObjectiveOptimizer: loss {name!r} must be a floating point scalar, got shape {tuple(loss.shape)} "
+            f"and {loss.dtype}. Reduce it first: loss.mean() or loss.sum()."
         )
     return loss.reshape(()) if loss.ndim else loss
 

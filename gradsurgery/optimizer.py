@@ -7,15 +7,16 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.optim import Optimizer
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from . import checkpoint
+from .adapters import SurgeryClosure, SurgeryOnBackward
 from .aggregators import Aggregator
 from .delegation import DelegatingOptimizer, names_in, parameters_in
 from .distributed import check_single_process
 from .engines import Engine, Func, Loop, PerLossGradients, Request
-from .losses import Losses, LossValues, check_extra_loss, is_several, named_losses, values_of
+from .losses import Losses, LossValues, check_extra_loss, named_losses, values_of
 from .ownership import Claim
 from .scope import Scope
 from .sharing import Sharing, parameters_of
@@ -23,8 +24,6 @@ from .surgery import Plan, Surgery, operate
 from .writing import add_gradients
 
 _ENGINES: dict[str, type[Engine]] = {"loop": Loop, "func": Func}
-_CHECKPOINT_KEY = "gradsurgery"
-_CHECKPOINT_VERSION = 1
 
 
 @dataclass
@@ -148,16 +147,26 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
 
         Args:
             closure: Runs the forward pass, after ``zero_grad``. If it returns a dict, list or tuple of losses,
-                they are differentiated here; if it returns a scalar or None, it has done its own backward. An
-                optimizer that calls it several times in a step (LBFGS) gets the first call's weights in all,
-                and their weighted sum as the loss, so that a line search sees one function.
+                they are differentiated here; if it returns a scalar or None, it has done its own backward
+                (``engine="func"`` always differentiates). An optimizer that calls it several times in a step (LBFGS)
+                gets the first call's weights in all, and their weighted sum as the loss: a line search then sees
+                one function, if everything is shared. Task-specific parameters still get the plain sum of their
+                gradients; with such, do without a line search.
 
         Returns:
             What the wrapped optimizer's step returns.
+
+        Raises:
+            TypeError: The closure returns something else.
+            ValueError: The closure returns other losses than before in the same step.
         """
         if closure is None:
             return self._wrapped.step()
-        return self._wrapped.step(_SurgeryClosure(self, closure))
+
+        def perform(losses: Losses, weights: Tensor | None) -> Surgery:
+            return self._operate(losses, None, _unscaled, retain_graph=False, weights=weights)
+
+        return self._wrapped.step(SurgeryClosure(perform, closure, always=self._engine.needs_callable))
 
     step.hooked = True  # type: ignore[attr-defined]
 
@@ -179,17 +188,23 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
             TypeError: As :meth:`backward`, already here.
             ValueError: As :meth:`backward`, already here.
         """
+        if self._engine.needs_callable:
+            raise TypeError(
+                "MultiObjectiveOptimizer: `engine` must not need a callable for scalarize(), got "
+                f"{type(self._engine).__name__}. Use engine='loop'."
+            )
         check_extra_loss(extra_loss)
         present = named_losses(losses)
         terms = [*present.scalars, *([] if extra_loss is None else [extra_loss.reshape(())])]
         value = values_of(terms).sum().to(torch.promote_types(terms[0].dtype, torch.float32))
-        by_name = dict(zip(present.names, present.scalars, strict=True))
+        by_name: dict[str, Tensor | None] = dict.fromkeys(present.all_names)
+        by_name.update(zip(present.names, present.scalars, strict=True))
 
         def perform(factor: Tensor) -> None:
             self._operate(by_name, extra_loss, lambda loss: loss * factor, retain_graph=False)
 
         handle = torch.zeros((), device=value.device, requires_grad=True)
-        result: Tensor = _SurgeryOnBackward.apply(handle, value, perform)  # type: ignore[no-untyped-call]
+        result: Tensor = SurgeryOnBackward.apply(handle, value, perform)  # type: ignore[no-untyped-call]
         return result
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -198,46 +213,32 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The wrapped optimizer's state, with the method's beside it; a plain optimizer can load it too."""
-        positions = {id(p): i for i, p in enumerate(parameters_in(self.param_groups))}
-        found = [id(parameter) for parameter in self._run.sharing.discovered]
-        state = super().state_dict()
-        state[_CHECKPOINT_KEY] = {
-            "version": _CHECKPOINT_VERSION,
-            "method": _method_name(self._aggregator),
-            "aggregator": dict(self._aggregator.state_dict()),
-            "losses": list(self._run.names),
-            "shared": sorted(positions[key] for key in found if key in positions),
+        return {
+            **super().state_dict(),
+            checkpoint.KEY: checkpoint.pack(
+                self._aggregator, self._run.names, self._run.sharing, parameters_in(self.param_groups)
+            ),
         }
-        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a checkpoint of a wrapper or of a plain optimizer; the latter leaves the method as it is.
 
         A checkpoint of another method loads with a warning, and the method starts afresh.
         """
-        rest = {key: value for key, value in state_dict.items() if key != _CHECKPOINT_KEY}
-        saved = state_dict.get(_CHECKPOINT_KEY)
+        rest = {key: value for key, value in state_dict.items() if key != checkpoint.KEY}
+        saved = state_dict.get(checkpoint.KEY)
         if saved is None:
             super().load_state_dict(rest)
             return
-        fits = saved["method"] == _method_name(self._aggregator)
-        with self._aggregator.transaction(commit=True):
-            self._aggregator.reset()
-            if fits:
-                self._aggregator.load_state_dict(saved["aggregator"])
-            super().load_state_dict(rest)
         parameters = parameters_in(self.param_groups)
+        checkpoint.check(saved, len(parameters))
+        with self._aggregator.transaction(commit=True):
+            checkpoint.load_method(saved, self._aggregator)
+            super().load_state_dict(rest)
         self._run.sharing.discovered = WeakTensorKeyDictionary()
         for position in saved["shared"]:
             self._run.sharing.discovered[parameters[position]] = True
         self._run.names = list(saved["losses"])
-        if saved["aggregator"] and not fits:
-            warnings.warn(
-                f"MultiObjectiveOptimizer: the checkpoint holds the state of {saved['method']}; "
-                f"{_method_name(self._aggregator)} starts afresh.",
-                UserWarning,
-                stacklevel=2,
-            )
 
     def __getstate__(self) -> dict[str, Any]:
         return {
@@ -283,9 +284,18 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
             factor = scale(torch.ones((), device=found.values.device)).double()
             factor = torch.where(factor == 0, torch.ones_like(factor), factor)
             known = self._run.names
-            known = known + [name for name in found.names if name not in known]
+            known = known + [name for name in found.all_names if name not in known]
             objectives = [known.index(name) for name in found.names]
-            plan = Plan(objectives, self._scope, self._run.sharing, names, factor, weights)
+            plan = Plan(
+                objectives=objectives,
+                scope=self._scope,
+                sharing=self._run.sharing,
+                wrapped=request.wrapped,
+                names=names,
+                factor=factor,
+                weights=weights,
+                last_groups=self._run.last.groups if self._run.last is not None else (),
+            )
             surgery, gradients = operate(found, self._aggregator, plan)
             add_gradients(gradients + found.plain)
         self._run.names = known  # numbers by first appearance, for methods with a state per loss
@@ -307,50 +317,8 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
         )
 
 
-class _SurgeryClosure:
-    """A closure for the wrapped optimizer that differentiates several losses itself."""
-
-    def __init__(self, owner: MultiObjectiveOptimizer, closure: Callable[[], Any]) -> None:
-        self._owner = owner
-        self._closure = closure
-        self._first: Surgery | None = None
-
-    def __call__(self) -> Any:
-        with torch.enable_grad():
-            result = self._closure()
-        if not is_several(result):
-            return result
-        fixed = None if self._first is None else self._first.weights
-        names = named_losses(result).names
-        if self._first is not None and names != self._first.names:
-            raise ValueError(
-                f"MultiObjectiveOptimizer: `closure` must return the same losses in every call of a step, got "
-                f"{list(names)} after {list(self._first.names)}."
-            )
-        surgery = self._owner._operate(result, None, _unscaled, retain_graph=False, weights=fixed)
-        self._first = self._first or surgery
-        if surgery.weights is None or surgery.weights.ndim != 1:
-            return surgery.losses.sum()
-        return (surgery.weights.to(surgery.losses.device) * surgery.losses).sum()
-
-
 def _unscaled(loss: Tensor) -> Tensor:
     return loss
-
-
-class _SurgeryOnBackward(torch.autograd.Function):
-    """A scalar that depends on nothing, and performs the surgery when it is differentiated."""
-
-    @staticmethod
-    def forward(ctx: Any, handle: Tensor, value: Tensor, perform: Callable[[Tensor], None]) -> Tensor:
-        ctx.perform = perform
-        return value.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None]:
-        ctx.perform(gradient)
-        return None, None, None
 
 
 def _check_kinds(optimizer: object, aggregator: object) -> None:
@@ -377,8 +345,3 @@ def _engine(engine: str | Engine) -> Engine:
             f"got {engine!r}."
         )
     return _ENGINES[engine]()
-
-
-def _method_name(aggregator: Aggregator) -> str:
-    members = [module for module in aggregator.modules() if isinstance(module, Aggregator)]
-    return "/".join(type(member).__name__ for member in members)

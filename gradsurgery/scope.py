@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from torch import nn
+from torch import Tensor
 
 from .engines import Block
 from .sharing import Sharing, describe
@@ -11,48 +11,47 @@ Scope = Literal["all", "module", "tensor"]
 
 
 def grouped(
-    blocks: list[Block], scope: Scope, sharing: Sharing, names: dict[int, str]
-) -> tuple[list[Block], list[int], tuple[str, ...]]:
-    """Sorts blocks into the surgeries they take part in.
+    blocks: list[Block], scope: Scope, sharing: Sharing, wrapped: list[Tensor], names: dict[int, str]
+) -> tuple[list[int], tuple[str, ...]]:
+    """Sorts the parameters of blocks into the surgeries they take part in.
 
     Args:
-        blocks: As an engine delivers them.
+        blocks: One parameter each.
         scope: What one surgery comprises.
         sharing: Knows the shared modules.
+        wrapped: The parameters of the wrapped optimizer.
         names: Names of parameters by id, where the optimizer has them.
 
     Returns:
-        Blocks (cut into parameters unless the scope is ``"all"``), for each the number of its surgery, and what
-        each surgery is; no labels for ``"all"``.
+        For each block the number of its surgery, and what each surgery is; no labels for ``"all"``.
 
     Raises:
         ValueError: The scope is ``"module"`` and it is not known which module a parameter belongs to.
     """
     if scope == "all":
-        return blocks, [0] * len(blocks), ()
-    parts = [part for block in blocks for part in block.split()]
-    known = {**{key: tuple(name.rpartition(".")[::2]) for key, name in names.items()}, **_owners(sharing)}
+        return [0] * len(blocks), ()
+    known = {**{key: tuple(name.rpartition(".")[::2]) for key, name in names.items()}, **_owners(sharing, wrapped)}
     labels: dict[str, int] = {}
     groups = []
-    for position, part in enumerate(parts):
-        owner = known.get(id(part.parameters[0]))
+    for position, block in enumerate(blocks):
+        owner = known.get(id(block.parameters[0]))
         if scope == "tensor":
             label = f"tensor {position}" if owner is None else ".".join(filter(None, owner))
         elif owner is None:
             raise ValueError(
                 f"MultiObjectiveOptimizer: `scope` must be 'all' or 'tensor' unless the shared modules are known, "
-                f"got 'module' and {describe(part.parameters[0])} of no known module. Use tag_shared(module), "
+                f"got 'module' and {describe(block.parameters[0])} of no known module. Use tag_shared(module), "
                 f"shared=module, or hand named parameters to the optimizer."
             )
         else:
             label = owner[0]
         groups.append(labels.setdefault(label, len(labels)))
-    return parts, groups, tuple(labels)
+    return groups, tuple(labels)
 
 
-def _owners(sharing: Sharing) -> dict[int, tuple[str, str]]:
+def _owners(sharing: Sharing, wrapped: list[Tensor]) -> dict[int, tuple[str, str]]:
     """For each parameter of a declared module, the name of its module and its own."""
-    roots: list[nn.Module] = sharing.declared_modules()
+    roots = sharing.declared_modules(wrapped)
     result: dict[int, tuple[str, str]] = {}
     for position, root in enumerate(roots):
         prefix = type(root).__name__ + (f"[{position}]" if len(roots) > 1 else "")

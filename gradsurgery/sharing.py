@@ -14,8 +14,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 _ATTRIBUTE = "_gradsurgery_tag"
 
-_shared_modules: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
-_specific_modules: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
+# Dictionaries, because a WeakSet has no order.
+_shared_modules: "weakref.WeakKeyDictionary[nn.Module, None]" = weakref.WeakKeyDictionary()
+_specific_modules: "weakref.WeakKeyDictionary[nn.Module, None]" = weakref.WeakKeyDictionary()
 _shared_parameters = WeakTensorKeyDictionary()
 
 
@@ -25,7 +26,7 @@ class _Tag:
     def __init__(self, module: nn.Module, shared: bool) -> None:
         self.module = weakref.ref(module)
         self.shared = shared
-        (_shared_modules if shared else _specific_modules).add(module)
+        (_shared_modules if shared else _specific_modules)[module] = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Tag | None":
         copied = memo.get(id(self.module()))  # the module is in there before its attributes are copied
@@ -79,7 +80,7 @@ def untag_shared(*modules_or_parameters: nn.Module | Tensor) -> None:
     for item in modules_or_parameters:
         if isinstance(item, nn.Module):
             item.__dict__.pop(_ATTRIBUTE, None)
-            _shared_modules.discard(item)
+            _shared_modules.pop(item, None)
         elif item in _shared_parameters:
             del _shared_parameters[item]
 
@@ -112,18 +113,6 @@ def shared_parameters(module: nn.Module) -> list[nn.Parameter]:
     ]
 
 
-def all_tagged() -> dict[int, Tensor]:
-    """All parameters alive that carry a tag, by id."""
-    found = {id(parameter): parameter for parameter in parameters_of(list(_shared_modules))}
-    found.update((id(parameter), parameter) for parameter in _shared_parameters)
-    return found
-
-
-def all_task_specific() -> set[int]:
-    """The ids of all parameters alive that automatic discovery must leave out."""
-    return {id(parameter) for parameter in parameters_of(list(_specific_modules))}
-
-
 def parameters_of(items: Iterable[nn.Module | Tensor]) -> Iterator[Tensor]:
     """Yields the parameters of modules and the tensors themselves, repeats included."""
     for item in items:
@@ -153,8 +142,8 @@ def check_module_or_parameter(item: object, caller: str, argument: str) -> None:
 class Sharing:
     """Decides, step by step, which of the parameters the losses reach are shared.
 
-    In this order: ``shared=`` where it was given; the tagged ones where any reached or wrapped parameter is
-    tagged; else those that two or more losses reach now or have reached together before.
+    In this order: what ``shared=`` names; tagged modules that hold a parameter of the wrapped optimizer, and tagged
+    parameters of it; else those of the wrapped optimizer's that two or more losses reach, now or before.
     """
 
     def __init__(self, shared: nn.Module | Tensor | Iterable[nn.Module | Tensor] | None) -> None:
@@ -170,46 +159,33 @@ class Sharing:
             )
         self.discovered = WeakTensorKeyDictionary()
 
-    def declared(self, wrapped: Iterable[Tensor], reached: Iterable[Tensor] = ()) -> dict[int, Tensor] | None:
-        """The shared parameters by id as the user declared them; None if nothing was declared."""
+    def declared_modules(self, wrapped: Iterable[Tensor]) -> list[nn.Module]:
+        """The modules declared as shared that matter to an optimizer over the ``wrapped`` parameters."""
         if self.explicit is not None:
-            return {id(parameter): parameter for parameter in parameters_of(self.explicit)}
-        tagged = all_tagged()
-        if not tagged:
-            return None
-        known = any(id(parameter) in tagged for source in (reached, wrapped) for parameter in source)
-        return tagged if known else None
+            return [item for item in self.explicit if isinstance(item, nn.Module)]
+        if not _shared_modules:
+            return []
+        ids = {id(parameter) for parameter in wrapped}
+        return [m for m in list(_shared_modules) if any(id(parameter) in ids for parameter in m.parameters())]
 
-    def select(self, wrapped: Iterable[Tensor], reach: dict[Tensor, int]) -> list[Tensor]:
+    def declared_parameters(self, wrapped: Iterable[Tensor]) -> list[Tensor]:
+        """The parameters declared as shared by themselves."""
+        if self.explicit is not None:
+            return [item for item in self.explicit if isinstance(item, Tensor)]
+        return [parameter for parameter in wrapped if parameter in _shared_parameters] if _shared_parameters else []
+
+    def select(self, wrapped: list[Tensor], reach: dict[Tensor, int]) -> list[Tensor]:
         """Picks the shared ones among the parameters reached; ``reach`` has one bit a loss."""
-        declared = self.declared(wrapped, reach)
-        if declared is not None:
-            return [parameter for parameter in reach if id(parameter) in declared]
-        specific = all_task_specific()
-        for parameter, losses in reach.items():
+        declared: list[nn.Module | Tensor] = [*self.declared_modules(wrapped), *self.declared_parameters(wrapped)]
+        if declared:
+            ids = {id(parameter) for parameter in parameters_of(declared)}
+            return [parameter for parameter in reach if id(parameter) in ids]
+        specific = {id(parameter) for parameter in parameters_of(list(_specific_modules))}
+        for parameter in wrapped:
+            losses = reach.get(parameter, 0)
             if losses & (losses - 1) and id(parameter) not in specific:
                 self.discovered[parameter] = True
         return [parameter for parameter in reach if parameter in self.discovered]
-
-    def declared_modules(self) -> list[nn.Module]:
-        """The modules declared as shared: for this wrapper if any were, else by tags."""
-        if self.explicit is not None:
-            return [item for item in self.explicit if isinstance(item, nn.Module)]
-        return list(_shared_modules)
-
-    def modules(self, wrapped: Iterable[Tensor]) -> list[nn.Module]:
-        """The declared modules that this wrapper trains; for engines that swap parameters."""
-        modules = self.declared_modules()
-        if self.explicit is not None:
-            return modules
-        ids = {id(parameter) for parameter in wrapped}
-        return [m for m in modules if any(id(parameter) in ids for parameter in m.parameters())]
-
-    def loose_parameters(self) -> list[Tensor]:
-        """The declared parameters that are not known to belong to a declared module."""
-        if self.explicit is not None:
-            return [item for item in self.explicit if isinstance(item, Tensor)]
-        return list(_shared_parameters.keys())
 
     def __getstate__(self) -> dict[str, Any]:
         return {"explicit": self.explicit, "discovered": list(self.discovered.keys())}

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import kernels
 from .aggregators import Aggregator, GramianAggregator
-from .engines import PerLossGradients
+from .engines import Block, PerLossGradients
 from .scope import Scope, grouped
 from .sharing import Sharing
 from .writing import all_finite
@@ -42,17 +42,21 @@ class Plan(NamedTuple):
         objectives: The number of each loss, for methods with a state per loss.
         scope: What one surgery comprises.
         sharing: Knows the shared modules.
+        wrapped: The parameters of the wrapped optimizer.
         names: Names of parameters by id, where the optimizer has them.
         factor: What the gradients are multiplied by; the method sees them without it.
         weights: Used in the place of the method's, if given.
+        last_groups: What each surgery of the last step was.
     """
 
     objectives: list[int]
     scope: Scope
     sharing: Sharing
+    wrapped: list[Tensor]
     names: dict[int, str]
     factor: Tensor
     weights: Tensor | None = None
+    last_groups: tuple[str, ...] = ()
 
 
 def operate(found: PerLossGradients, method: Aggregator, plan: Plan) -> tuple[Surgery, list[tuple[Tensor, Tensor]]]:
@@ -63,25 +67,51 @@ def operate(found: PerLossGradients, method: Aggregator, plan: Plan) -> tuple[Su
     """
     if not found.blocks:
         return Surgery(found.names, found.values, torch.ones_like(found.values), None), []
-    blocks, groups, labels = grouped(found.blocks, plan.scope, plan.sharing, plan.names)
-    rows = [block.rows for block in blocks]
+    parts = _in_order(found.blocks, plan.wrapped)
+    groups, labels = grouped(parts, plan.scope, plan.sharing, plan.wrapped, plan.names)
+    _check_state(method, labels, plan.last_groups)
+    rows = [part.rows for part in parts]
     sound = not method.stateful or all_finite(gradient for _, gradient in found.plain)
     gramian, weights = None, plan.weights
     with method.transaction(commit=sound):
         if isinstance(method, GramianAggregator) and not method.needs_jacobian:
-            gramian = kernels.gramian(rows, groups) / plan.factor.square()
-            gramian = gramian if labels else gramian[0]
+            if labels:
+                gramian = kernels.gramian(rows, groups) / plan.factor.square()
+            else:  # fewer and larger products
+                gramian = kernels.gramian([block.rows for block in found.blocks])[0] / plan.factor.square()
             if weights is None:
                 weights = method.solve(gramian, found.values, rows=plan.objectives)
             directions = kernels.combine(rows, weights if labels else weights.unsqueeze(0), groups)
         else:
             directions = _directions(rows, groups, found.values, method, plan)
     gradients = [
-        pair
-        for block, direction in zip(blocks, directions, strict=True)
-        for pair in zip(block.parameters, block.gradients(direction), strict=True)
+        (part.parameters[0], part.gradient(direction)) for part, direction in zip(parts, directions, strict=True)
     ]
     return Surgery(found.names, found.values, weights, gramian, labels), gradients
+
+
+def _in_order(blocks: list[Block], wrapped: list[Tensor]) -> list[Block]:
+    """One block a parameter, in the optimizer's order whatever the engine's: random methods draw in this order."""
+    positions = {id(parameter): position for position, parameter in enumerate(wrapped)}
+    parts = [part for block in blocks for part in block.split()]
+    return sorted(parts, key=lambda part: positions.get(id(part.parameters[0]), len(positions)))
+
+
+def _check_state(method: Aggregator, labels: tuple[str, ...], last: tuple[str, ...]) -> None:
+    """Raises where a state kept for each group would be given to another one."""
+    if not labels or not method.keeps_buffers:
+        return
+    name = type(method).__name__
+    if method.needs_jacobian:
+        raise ValueError(
+            f"MultiObjectiveOptimizer: `scope` must be 'all' for a method over the Jacobian that has a state, got "
+            f"{name}."
+        )
+    if last and labels != last:
+        raise ValueError(
+            f"MultiObjectiveOptimizer: `scope` must be 'all' for a method with a state where the groups change from "
+            f"step to step, got {name} over {list(labels)} after {list(last)}."
+        )
 
 
 def _directions(

@@ -17,7 +17,7 @@ def add_gradients(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
     for parameter, gradient in pairs:
         current = parameter.grad
         if current is None:
-            parameter.grad = gradient
+            parameter.grad = _laid_out(gradient, parameter)
             fresh.add(id(parameter))
         elif current.is_sparse or gradient.is_sparse or id(parameter) in fresh:
             parameter.grad = gradient + current if current.is_sparse else current.add_(gradient)
@@ -27,6 +27,13 @@ def add_gradients(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
             fresh.add(id(parameter))
     if targets:
         torch._foreach_add_(targets, sources)
+
+
+def _laid_out(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """Gives a gradient the parameter's strides, on which fused optimizers rely."""
+    if gradient.is_sparse or gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
 
 
 def all_finite(gradients: Iterable[Tensor]) -> bool:

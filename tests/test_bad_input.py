@@ -38,6 +38,16 @@ LOSSES: dict[str, tuple[Callable[[nn.Module], Any], type[Exception], str]] = {
     ),
     "an integer": (lambda m: {"a": outputs(m)[0], "b": torch.tensor(1)}, ValueError, "loss 'b' .* torch.int64"),
     "a float": (lambda m: {"a": outputs(m)[0], "b": 0.0}, TypeError, "loss 'b' .* got float. Hand over None"),
+    "a view of values": (
+        lambda m: {"a": outputs(m)[0]}.values(),
+        TypeError,
+        "got dict_values. Hand over a dict",
+    ),
+    "names twice": (
+        lambda m: {1: outputs(m)[0], "1": outputs(m)[1]},
+        ValueError,
+        r"different names, got \['1'",
+    ),
     "no graph": (lambda m: {"a": outputs(m)[0].detach()}, ValueError, r"requires a gradient.*\['a'\].*no_grad"),
 }
 
@@ -54,6 +64,45 @@ def test_losses(name: str) -> None:
         assert torch.equal(parameter.grad, gradient)
     for key, value in optimizer.state_dict()["gradsurgery"]["aggregator"].items():
         assert torch.equal(value, before[1]["gradsurgery"]["aggregator"][key])
+
+
+@pytest.mark.parametrize(
+    "result", [lambda m: outputs(m), lambda m: {"a": outputs(m)[0]}.values()], ids=["vector", "values"]
+)
+def test_closures(result: Callable[[nn.Module], Any]) -> None:
+    model, optimizer = make()
+    with pytest.raises(TypeError, match="`closure` must return a dict, list or tuple of losses"):
+        optimizer.step(lambda: result(model))
+
+
+def test_checkpoints_of_another_size_or_version() -> None:
+    model, optimizer = make()
+    optimizer.backward(list(outputs(model)))
+    optimizer.step()
+    state = copy.deepcopy(optimizer.state_dict())
+    before = copy.deepcopy(optimizer.state_dict())
+    for entry, message in (
+        (
+            {**state["gradsurgery"], "shared": [99]},
+            r"over the same 2 parameters, got shared ones at \[99\]",
+        ),
+        ({**state["gradsurgery"], "version": 99}, "must be of version 1 .* got version 99"),
+        ({"version": 1}, r"with \['version'\]"),
+    ):
+        changed = {**state, "gradsurgery": entry, "param_groups": [{**state["param_groups"][0], "lr": 7.0}]}
+        with pytest.raises(ValueError, match=message):
+            optimizer.load_state_dict(changed)
+        assert optimizer.param_groups[0]["lr"] == 0.1
+        for key, value in optimizer.state_dict()["gradsurgery"]["aggregator"].items():
+            assert torch.equal(value, before["gradsurgery"]["aggregator"][key])
+
+
+def test_a_loss_with_one_element_under_no_grad() -> None:
+    model, optimizer = make()
+    loss = outputs(model)[:1]
+    with torch.no_grad():
+        optimizer.backward([loss, loss * 2])
+    assert model.weight.grad is not None
 
 
 @pytest.mark.parametrize("extra", [3.0, [torch.tensor(1.0)], torch.ones(2)], ids=["number", "list", "vector"])

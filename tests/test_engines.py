@@ -375,3 +375,143 @@ def test_memory_of_the_rows_is_reused_and_follows_the_workload() -> None:
     assert sum(buffer.numel() for buffer in optimizer._run.workspace.values()) < 2 * sum(
         parameter.numel() for parameter in problem.model["trunk"].parameters()
     )
+
+
+# --- what func must not do silently ------------------------------------------------------------------------------
+
+
+def by_func(model: nn.Module, **options: Any) -> gs.MultiObjectiveOptimizer:
+    plain = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
+    return gs.MultiObjectiveOptimizer(plain, gs.Sum(), engine="func", **options)
+
+
+@pytest.mark.parametrize("engine", ["loop", "func"])
+def test_parameters_that_no_loss_reaches_do_not_decay(engine: str) -> None:
+    problem = Problem(CASES["mlp"])
+    problem.model["trunk"].unused = unused = nn.Linear(3, 3)
+    problem.model["trunk"].forward = lambda x: problem.model["trunk"][2](problem.model["trunk"][0](x))
+    before = unused.weight.detach().clone()
+    plain = torch.optim.AdamW(problem.model.parameters(), lr=0.1, weight_decay=0.5)
+    optimizer = gs.MultiObjectiveOptimizer(plain, gs.Sum(), shared=problem.model["trunk"], engine=engine)
+    optimizer.backward(problem.losses)
+    optimizer.step()
+    assert unused.weight.grad is None
+    assert torch.equal(unused.weight, before)
+
+
+def test_func_refuses_shared_parameters_used_from_elsewhere() -> None:
+    embedding, head = nn.Linear(4, 4), nn.Linear(4, 4)
+    head.weight = embedding.weight
+    model = nn.ModuleList([embedding, head])
+    x = torch.randn(3, 4)
+    with pytest.raises(RuntimeError, match="used before it or from elsewhere"):
+        by_func(model, shared=embedding).backward(lambda: [head(embedding(x)).sum(), embedding(x).exp().sum()])
+    assert all(parameter.grad is None for parameter in model.parameters())
+    z = embedding(x)
+    with pytest.raises(RuntimeError, match="used before it or from elsewhere"):
+        by_func(model, shared=embedding).backward(lambda: [z.sum(), z.exp().sum()])
+    together = by_func(model, shared=model)
+    together.backward(lambda: [head(embedding(x)).sum(), embedding(x).exp().sum()])
+    assert embedding.weight.grad is not None
+
+
+def test_func_refuses_gradient_hooks() -> None:
+    problem = Problem(CASES["mlp"])
+    problem.model["trunk"][0].weight.register_hook(lambda gradient: gradient * 0)
+    with pytest.raises(RuntimeError, match="`shared` must not have gradient hooks"):
+        problem.wrapped("func").backward(problem.losses)
+
+
+@pytest.mark.parametrize("engine", ["loop", "func"])
+def test_no_grad_around_the_call_changes_nothing(engine: str) -> None:
+    one, other = Problem(CASES["mlp"]), Problem(CASES["mlp"])
+    one.wrapped(engine).backward(one.losses)
+    with torch.no_grad():
+        other.wrapped(engine).backward(other.losses)
+    assert_close(gradients(other.model), gradients(one.model), 1e-12)
+
+
+@pytest.mark.parametrize(
+    "drop", [torch.dropout, torch.dropout_, torch.nn.functional.dropout], ids=lambda f: f.__name__
+)
+def test_every_way_to_call_dropout_draws_the_same_mask(drop: Callable[..., Tensor]) -> None:
+    case = Case(lambda: Lambda(mlp(), lambda inner, x: drop(inner(x).mT * 1, 0.5, True).mT), 7)
+    one, other = Problem(case), Problem(case)
+    one.wrapped("loop").backward(one.losses())
+    other.wrapped("func").backward(other.losses)
+    assert_close(gradients(other.model), gradients(one.model), 1e-5)
+
+
+def test_alpha_dropout_raises_by_name() -> None:
+    case = Case(lambda: Lambda(mlp(), lambda inner, x: nn.functional.alpha_dropout(inner(x).mT, 0.5, True).mT), 7)
+    problem = Problem(case)
+    with pytest.raises(RuntimeError, match="alpha dropout draws other masks"):
+        problem.wrapped("func").backward(problem.losses)
+
+
+def test_the_users_own_errors_stay_readable() -> None:
+    problem = Problem(CASES["mlp"])
+
+    def broken() -> dict[str, Tensor]:
+        return {"task": problem.model["trunk"](torch.ones(2, 99)).sum()}
+
+    with pytest.raises(RuntimeError, match=r"(?s)shapes cannot be multiplied.*If they can without it"):
+        problem.wrapped("func").backward(broken)
+
+    def exhausted() -> dict[str, Tensor]:
+        raise torch.OutOfMemoryError("no memory")
+
+    with pytest.raises(torch.OutOfMemoryError, match="^no memory$"):
+        problem.wrapped("func").backward(exhausted)
+
+
+@pytest.mark.parametrize("engine", ["loop", "func"])
+def test_tags_mean_the_same_to_both_engines(engine: str) -> None:
+    """Two tagged trunks, an optimizer over one of them: surgery on that one."""
+    torch.manual_seed(0)
+    mine, other = nn.Linear(4, 4), nn.Linear(4, 4)
+    gs.tag_shared(mine, other)
+    x = torch.randn(3, 4)
+    plain = torch.optim.SGD(mine.parameters(), lr=0.1)
+    optimizer = gs.MultiObjectiveOptimizer(plain, gs.MGDA(), engine=engine)
+
+    def losses() -> list[Tensor]:
+        z = other(mine(x))
+        return [z.square().mean(), (z - 1).exp().mean() * 5]
+
+    surgery = optimizer.backward(losses)
+    rows = [torch.cat([g.flatten() for g in torch.autograd.grad(losses()[k], mine.parameters())]) for k in range(2)]
+    torch.testing.assert_close(surgery.gramian, torch.stack(rows).double() @ torch.stack(rows).double().T)
+    torch.testing.assert_close(other.bias.grad, torch.autograd.grad(torch.stack(losses()).sum(), other.bias)[0])
+    gs.untag_shared(mine, other)
+
+
+@pytest.mark.parametrize("engine", ["loop", "func"])
+def test_random_methods_draw_alike_whatever_the_engine(engine: str) -> None:
+    reference, problem = Problem(CASES["mlp"]), Problem(CASES["mlp"])
+    drops = [gs.GradDrop(generator=torch.Generator().manual_seed(3)) for _ in range(2)]
+    for target, method, chosen in ((reference, drops[0], "loop"), (problem, drops[1], engine)):
+        plain = torch.optim.SGD(target.model.parameters(), lr=0.1)
+        wrapped = gs.MultiObjectiveOptimizer(plain, method, shared=target.model["trunk"], engine=chosen)
+        wrapped.backward(target.losses)
+    assert_close(gradients(problem.model), gradients(reference.model), 1e-6)
+
+
+@pytest.mark.parametrize("engine", ["loop", "func"])
+def test_closures_of_step_work_with_both_engines(engine: str) -> None:
+    problem, reference = Problem(CASES["mlp"]), Problem(CASES["mlp"])
+    reference.wrapped(engine).backward(reference.losses)
+    optimizer = problem.wrapped(engine)
+
+    def closure() -> dict[str, Tensor]:
+        optimizer.zero_grad()
+        return problem.losses()
+
+    optimizer.step(closure)
+    assert_close(gradients(problem.model), gradients(reference.model), 1e-12)
+
+
+def test_func_cannot_scalarize() -> None:
+    problem = Problem(CASES["mlp"])
+    with pytest.raises(TypeError, match=r"`engine` must not need a callable for scalarize\(\), got Func"):
+        problem.wrapped("func").scalarize(problem.losses())

@@ -46,25 +46,30 @@ def _of_condition(condition: float, seed: int) -> Tensor:
     return torch.from_numpy(left * np.geomspace(1.0, condition**-0.5, 5) @ right.T)
 
 
+NEAR_A_MILLION = [
+    matrix
+    for seed in range(60)
+    if 3e5 < condition_of(matrix := _of_condition(1e6, seed)) <= 1e6  # of unit rows
+]
 WELL_CONDITIONED = {
     **{name: matrix for name, matrix in DIFFICULT.items() if condition_of(matrix) <= 1e6},
-    **{f"condition {c:.0e}, {seed}": _of_condition(c, seed) for c in (1e4, 5e5) for seed in range(4)},
-    "a million apart, condition 5e5": _of_condition(5e5, 4) * torch.logspace(-3, 3, 5, dtype=torch.float64)[:, None],
+    **{f"near a million, {number}": matrix for number, matrix in enumerate(NEAR_A_MILLION)},
+    "near a million, norms too": NEAR_A_MILLION[0] * torch.logspace(-3, 3, 5, dtype=torch.float64).unsqueeze(1),
 }
 
 
-@pytest.mark.parametrize("name", [name for name, matrix in WELL_CONDITIONED.items() if condition_of(matrix) <= 1e6])
+@pytest.mark.parametrize("name", WELL_CONDITIONED)
 @pytest.mark.parametrize("method", EXACT)
 def test_direction_is_exact(method: type[Aggregator], name: str) -> None:
     jacobian = WELL_CONDITIONED[name]
-    assert_near(method()(jacobian), EXACT[method](jacobian.numpy()), 1e-8)
+    assert_near(method()(jacobian), EXACT[method](jacobian.numpy()), 1e-9)
     single = jacobian.float()
     assert_near(method()(single), EXACT[method](single.double().numpy()), 1e-6)
 
 
 def test_there_are_enough_well_conditioned_ones() -> None:
-    assert sum(condition_of(matrix) <= 1e6 for matrix in WELL_CONDITIONED.values()) >= 20
-    assert sum(condition_of(matrix) > 1e5 for matrix in WELL_CONDITIONED.values()) >= 3
+    assert len(WELL_CONDITIONED) >= 20
+    assert len(NEAR_A_MILLION) >= 5
 
 
 # --- MGDA --------------------------------------------------------------------------------------------------------

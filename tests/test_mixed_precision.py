@@ -183,7 +183,7 @@ def test_fused_heads_under_autocast() -> None:
         trunk.zero_grad()
         heads.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            outputs = heads(block.expand(trunk(X)))
+            outputs = heads(trunk(X), block)
         assert outputs[0].dtype == (torch.bfloat16 if enabled else torch.float32)
         torch.stack([(output.float() - 1).square().mean() for output in outputs]).sum().backward()
         found = [*trunk.parameters(), *heads.parameters()]
@@ -191,3 +191,11 @@ def test_fused_heads_under_autocast() -> None:
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in found]))
     error = (gradients[0] - gradients[1]).norm() / gradients[0].norm()
     assert 0 < error < 0.02
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
+def test_the_blocks_rescaling_neither_under_nor_overflows(scale: float) -> None:
+    z = torch.ones(4, requires_grad=True)
+    first, second = gs.ImpartialityBlock(2, gs.Mean())(z)
+    ((first * scale).sum() + (second * scale).sum()).backward()
+    torch.testing.assert_close(z.grad / scale, torch.full((4,), 2.0))

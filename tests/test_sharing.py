@@ -4,6 +4,7 @@ import copy
 import gc
 import io
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -106,11 +107,13 @@ def test_tags_do_not_keep_models_alive() -> None:
     """Not even until the garbage collector comes by: on a GPU their memory is needed at once."""
     model = TwoHeads()
     gs.tag_shared(model.trunk, model.skip.bias)
-    count = len(sharing.all_tagged())
+    watch = weakref.ref(model.trunk)
+    counts = len(sharing._shared_modules), len(sharing._shared_parameters)
     gc.disable()
     try:
         del model
-        assert len(sharing.all_tagged()) == count - 3
+        assert watch() is None
+        assert (len(sharing._shared_modules), len(sharing._shared_parameters)) == (counts[0] - 1, counts[1] - 1)
     finally:
         gc.enable()
 
@@ -259,14 +262,31 @@ def test_extra_loss_reaches_shared_and_specific() -> None:
     torch.testing.assert_close(model.heads[1].weight.grad, before["heads.1.weight"])
 
 
-def test_parameters_outside_the_optimizer_get_gradients_too() -> None:
+@pytest.mark.parametrize("declare", [False, True])
+def test_parameters_outside_the_optimizer_get_gradients_too(declare: bool) -> None:
+    """Found by themselves, only parameters of this optimizer are shared; another's get the plain sum."""
     model = TwoHeads()
-    optimizer = gs.MultiObjectiveOptimizer(torch.optim.SGD(model.heads.parameters(), lr=0.1), gs.MGDA())
-    optimizer.backward(losses_of(model, X))
-    torch.testing.assert_close(
-        model.trunk[0].weight.grad,
-        expected_direction(model, ["trunk.0.weight", "trunk.0.bias"])["trunk.0.weight"],
-    )
+    plain = torch.optim.SGD(model.heads.parameters(), lr=0.1)
+    optimizer = gs.MultiObjectiveOptimizer(plain, gs.MGDA(), shared=model.trunk if declare else None)
+    surgery = optimizer.backward(losses_of(model, X))
+    expected = expected_direction(model, ["trunk.0.weight", "trunk.0.bias"]) if declare else plain_gradients(model, X)
+    torch.testing.assert_close(model.trunk[0].weight.grad, expected["trunk.0.weight"])
+    assert (surgery.gramian is not None) == declare
+
+
+def test_the_discriminator_does_not_count_in_the_generators_surgery() -> None:
+    torch.manual_seed(0)
+    generator, discriminator = nn.Linear(3, 4), nn.Linear(4, 2)
+    optimizer = gs.MultiObjectiveOptimizer(torch.optim.SGD(generator.parameters(), lr=0.1), gs.MGDA())
+    outputs = discriminator(generator(X))
+    losses = [outputs[:, 0].square().mean(), (outputs[:, 1] - 1).square().mean()]
+    rows = [
+        torch.cat([g.double().flatten() for g in torch.autograd.grad(x, generator.parameters(), retain_graph=True)])
+        for x in losses
+    ]
+    surgery = optimizer.backward(losses)
+    torch.testing.assert_close(surgery.gramian, torch.stack(rows) @ torch.stack(rows).T)
+    assert discriminator.weight.grad is not None
 
 
 def test_absent_and_constant_losses() -> None:
@@ -371,6 +391,36 @@ def test_gradients_do_not_share_memory() -> None:
     optimizer.backward([(a + b).sum()])
     a.grad.mul_(5)
     assert b.grad.tolist() == [1.0, 1.0, 1.0]
+    optimizer.zero_grad()
+    optimizer.backward([(a + b).sum(), (a * b).sum()])
+    assert a.grad.untyped_storage().data_ptr() != b.grad.untyped_storage().data_ptr()
+    a.grad.add_(a, alpha=0.1)  # as weight decay by hand, with autograd on
+    assert b.grad.tolist() == [2.0, 2.0, 2.0]
+
+
+@pytest.mark.parametrize("engine", ["loop", "func"])
+@pytest.mark.parametrize("method", [gs.Sum, gs.GradDrop])
+def test_gradients_lie_in_memory_like_their_parameters(method: type[gs.Aggregator], engine: str) -> None:
+    """Fused optimizers walk raw memory."""
+    torch.manual_seed(0)
+    trunk = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)).to(memory_format=torch.channels_last)
+    trunk.register_parameter("scale", nn.Parameter(torch.randn(5, 6).t()))
+    x = torch.randn(2, 3, 6, 6).contiguous(memory_format=torch.channels_last)
+    plain = torch.optim.Adam(trunk.parameters(), lr=0.1, fused=True)
+    optimizer = gs.MultiObjectiveOptimizer(plain, method(), shared=trunk, engine=engine)
+
+    def losses() -> list[Tensor]:
+        z = trunk(x)
+        return [z.square().mean() + trunk.scale.square().sum(), (z - 1).exp().mean() + trunk.scale[0].sum()]
+
+    surgery = optimizer.backward(losses)
+    assert len(surgery.names) == 2
+    for parameter in trunk.parameters():
+        assert parameter.grad.stride() == parameter.stride()
+    by_hand = torch.autograd.grad(torch.stack(losses()).sum(), list(trunk.parameters()))
+    if method is gs.Sum:
+        for parameter, gradient in zip(trunk.parameters(), by_hand, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient)
 
 
 # --- scope -------------------------------------------------------------------------------------------------------
@@ -389,7 +439,7 @@ def test_scope_is_one_surgery_a_group(scope: str) -> None:
         torch.optim.SGD(trunk.parameters(), lr=0.1), gs.MGDA(), shared=trunk, scope=scope
     )
     surgery = optimizer.backward(losses())
-    groups = [[p for p in (layer.weight, layer.bias)] for layer in (trunk[0], trunk[2])]
+    groups = [[layer.weight, layer.bias] for layer in (trunk[0], trunk[2])]
     if scope == "tensor":
         groups = [[parameter] for group in groups for parameter in group]
     assert surgery.gramian is not None
@@ -421,3 +471,46 @@ def test_scope_with_a_method_that_needs_the_jacobian() -> None:
     assert surgery.weights is None
     assert surgery.gramian is None
     assert len(surgery.groups) == 2
+
+
+def test_groups_keep_the_order_of_the_optimizer() -> None:
+    """Whichever loss reaches them first: a state kept for each group must stay with it."""
+    layers = nn.ModuleList(nn.Linear(3, 3) for _ in range(2))
+    plain = torch.optim.SGD(layers.parameters(), lr=0.1)
+    optimizer = gs.MultiObjectiveOptimizer(plain, gs.GradNorm(alpha=0.0), shared=list(layers), scope="module")
+    x = torch.ones(2, 3)
+    first = optimizer.backward({"a": layers[1](x).sum(), "b": layers[1](layers[0](x)).square().sum()})
+    again = optimizer.backward({"b": layers[1](layers[0](x)).square().sum(), "a": layers[1](x).sum()})
+    assert first.groups == again.groups == ("Linear[0]", "Linear[1]")
+    with pytest.raises(ValueError, match="`scope` must be 'all' for a method with a state where the groups change"):
+        optimizer.backward({"a": layers[1](x).sum(), "b": layers[1](x).square().sum()})
+
+
+def test_scope_and_a_state_over_the_jacobian() -> None:
+    model = TwoHeads()
+    method = gs.Chain(gs.GradNorm(alpha=0.0), gs.GradDrop())
+    with pytest.raises(ValueError, match="`scope` must be 'all' for a method over the Jacobian that has a state"):
+        wrapped(model, method, scope="tensor").backward(losses_of(model, X))
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_scope_labels_do_not_depend_on_other_models() -> None:
+    model = TwoHeads()
+    gs.tag_shared(model.trunk)
+    alone = wrapped(model, scope="module").backward(losses_of(model, X)).groups
+    others = [copy.deepcopy(model) for _ in range(3)]
+    assert wrapped(model, scope="module").backward(losses_of(model, X)).groups == alone
+    assert len(others) == 3
+
+
+def test_losses_are_numbered_where_they_stand() -> None:
+    """A loss that is absent at first has its number all the same."""
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = gs.MultiObjectiveOptimizer(
+        torch.optim.SGD([weight], lr=0.1), gs.GradDrop(leak=[0.0, 1.0]), shared=weight
+    )
+    for losses in ([None, (-2 * weight).sum()], [(3 * weight).sum(), (-2 * weight).sum()]):
+        optimizer.zero_grad()
+        optimizer.backward(losses)
+    # The second loss leaks whole; the first is let through where its sign is drawn, which is all or nothing.
+    assert all(value in (-2.0, 1.0) for value in weight.grad.tolist())

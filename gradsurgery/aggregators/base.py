@@ -1,26 +1,25 @@
 """What every aggregator is: a module that turns per-loss gradients into one direction.
 
 A method that needs only inner products subclasses :class:`GramianAggregator` and writes ``weights``. One that
-needs the gradients themselves subclasses :class:`Aggregator` and writes ``direction``. Random ones add
-:class:`Randomized`.
+needs the gradients themselves subclasses :class:`Aggregator` and writes ``direction``. Random ones put
+:class:`Randomized` before it.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, overload
+from collections.abc import Sequence
+from typing import overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import kernels
+from .state import Stateful
 
 
-class Aggregator(nn.Module, ABC):
+class Aggregator(Stateful, ABC):
     r"""Maps per-loss gradients to one direction: :math:`J \mapsto d`.
 
-    State lives in buffers. They keep their dtype whatever ``aggregator.bfloat16()`` and friends ask for, may
-    be created on first use, and are only changed by gradients that are finite.
+    State lives in buffers and is only changed by gradients that are finite.
 
     Guarantees:
         nonfinite_propagates: a Jacobian with a non-finite entry gives a non-finite direction, raises nothing
@@ -30,10 +29,6 @@ class Aggregator(nn.Module, ABC):
 
     needs_jacobian: bool = True
     """Whether the gradients themselves are needed, not only their inner products."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._rows: tuple[int, ...] | None = None
 
     @abstractmethod
     def direction(
@@ -140,98 +135,6 @@ class Aggregator(nn.Module, ABC):
                 f"{name}: `jacobian` must have the same number of rows K >= 1 in every block, got {shapes}."
             )
 
-    # --- which objectives the rows belong to ---------------------------------------------------------------
-
-    @contextmanager
-    def objectives(self, rows: Sequence[int] | None, count: int) -> Iterator[None]:
-        """Tells the method, for one call, which objectives its ``count`` rows belong to."""
-        chosen = tuple(range(count)) if rows is None else tuple(int(row) for row in rows)
-        if len(chosen) != count or len(set(chosen)) != count or min(chosen) < 0:
-            raise ValueError(
-                f"{type(self).__name__}: `rows` must be {count} different indices >= 0, got {list(chosen)}."
-            )
-        members = [module for module in self.modules() if isinstance(module, Aggregator)]
-        previous = [member._rows for member in members]
-        for member in members:
-            member._rows = chosen
-        try:
-            yield
-        finally:
-            for member, before in zip(members, previous, strict=True):
-                member._rows = before
-
-    def current_rows(self, count: int) -> list[int]:
-        """Returns the objectives that the ``count`` rows of this call belong to."""
-        rows = self._rows
-        return list(range(count)) if rows is None or len(rows) != count else list(rows)
-
-    def grow(self, name: str, shape: Sequence[int], like: Tensor, fill: float) -> Tensor:
-        """Returns the buffer ``name``, created or enlarged in its last dimension to hold ``shape``."""
-        buffer: Tensor | None = self._buffers.get(name)
-        if buffer is not None and tuple(buffer.shape[:-1]) != tuple(shape[:-1]):
-            raise ValueError(
-                f"{type(self).__name__}: `gramian` must keep the batch shape {tuple(buffer.shape[:-1])} that "
-                f"the method's state has, got {tuple(shape[:-1])}. Call reset() to start over."
-            )
-        if buffer is None:
-            buffer = like.new_full(tuple(shape), fill)
-        elif buffer.shape[-1] < shape[-1]:
-            missing = buffer.new_full((*buffer.shape[:-1], shape[-1] - buffer.shape[-1]), fill)
-            buffer = torch.cat([buffer, missing], dim=-1)
-        self._buffers[name] = buffer
-        return buffer
-
-    # --- state -----------------------------------------------------------------------------------------------
-
-    @property
-    def stateful(self) -> bool:
-        """Whether a call can leave anything behind: a buffer, or the position of a random generator."""
-        return any(bool(module._buffers) or isinstance(module, Randomized) for module in self.modules())
-
-    def reset(self) -> None:
-        """Forgets everything seen so far; random methods continue their sequence."""
-        for module in self.modules():
-            for name in module._buffers:
-                module._buffers[name] = None
-
-    @contextmanager
-    def transaction(self, *, commit: bool) -> Iterator[None]:
-        """Restores the state afterwards, if told not to commit or if something raises."""
-        if not self.stateful:
-            yield
-            return
-        before = {name: value.clone() for name, value in self.state_dict().items()}
-        done = False
-        try:
-            yield
-            done = commit
-        finally:
-            if not done:
-                self.reset()
-                self.load_state_dict(before)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Takes buffers as they were saved, also those that this instance has not created yet."""
-        for name in self._buffers:
-            saved = state_dict.get(prefix + name)
-            current = self._buffers[name]
-            if isinstance(saved, Tensor) and (current is None or current.shape != saved.shape):
-                device = saved.device if current is None else current.device
-                self._buffers[name] = torch.empty_like(saved, device=device)
-            elif saved is None:
-                self._buffers[name] = None
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Aggregator":
-        """Follows moves between devices and ignores changes of dtype."""
-        if recurse:
-            for child in self.children():
-                child._apply(fn)
-        for name, buffer in self._buffers.items():
-            if buffer is not None:
-                self._buffers[name] = buffer.to(fn(buffer.new_empty(0)).device)
-        return self
-
 
 class GramianAggregator(Aggregator):
     r"""A method that needs only inner products: :math:`G = J J^\top \mapsto w`, :math:`d = J^\top w`.
@@ -299,39 +202,6 @@ class GramianAggregator(Aggregator):
         wide = jacobians.double()
         weights = self.solve(wide @ wide.mT, losses, rows=rows)
         return (weights.unsqueeze(-2) @ wide).squeeze(-2).to(jacobians.dtype)
-
-
-class Randomized(Aggregator):
-    """A method that draws random numbers, from a generator of its own.
-
-    Args:
-        generator: Source of the draws, on the CPU. ``None``: a new one, seeded with the global generator's
-            seed; the global generator itself is never advanced.
-    """
-
-    def __init__(self, generator: torch.Generator | None = None) -> None:
-        super().__init__()
-        if generator is None:
-            generator = torch.Generator().manual_seed(torch.initial_seed())
-        if not isinstance(generator, torch.Generator) or generator.device.type != "cpu":
-            raise TypeError(
-                f"{type(self).__name__}: `generator` must be a torch.Generator on the CPU, got {generator!r}."
-            )
-        self.generator = generator
-
-    def get_extra_state(self) -> Tensor:
-        return self.generator.get_state()
-
-    def set_extra_state(self, state: Tensor) -> None:
-        self.generator.set_state(state.cpu())
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "generator": self.generator.get_state()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        generator = torch.Generator()
-        generator.set_state(state["generator"])
-        super().__setstate__({**state, "generator": generator})  # type: ignore[no-untyped-call]
 
 
 def as_gramian(gramian: Tensor, name: str) -> Tensor:

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .base import Randomized
+from .base import Aggregator
+from .state import Randomized
 
 
-class GradDrop(Randomized):
+class GradDrop(Randomized, Aggregator):
     r"""Keeps, in every coordinate, only the positive or only the negative entries, at random by their purity.
 
     .. math:: P = \tfrac12 \Bigl(1 + \frac{\sum_k g_k}{\sum_k \lvert g_k \rvert}\Bigr), \quad

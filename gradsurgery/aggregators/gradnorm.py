@@ -110,7 +110,7 @@ class GradNorm(GramianAggregator):
             values = losses.to(norms).expand_as(norms)
         initial = self.grow("initial", shape, norms, torch.nan)
         known = initial[..., index]
-        known = torch.where(known.isnan() & present & (values != 0), values, known)
+        known = torch.where(known.isnan() & present & (values != 0) & values.isfinite(), values, known)
         initial[..., index] = known
         usable = present & ~known.isnan()
         ratios = torch.where(usable, (values / known).clamp_min(0.0), 0.0)

@@ -28,29 +28,24 @@ class Block:
     indices: Tensor | None = None
 
     def split(self) -> list["Block"]:
-        """One block a parameter; the rows are views."""
+        """One block a parameter, its rows ``(K, *shape)`` unless it is sparse; the rows are views."""
         if self.indices is not None:
             return [self]
         sizes = [parameter.numel() for parameter in self.parameters]
         return [
-            Block([parameter], part)
+            Block([parameter], part.view(-1, *parameter.shape))
             for parameter, part in zip(self.parameters, self.rows.split(sizes, dim=1), strict=True)
         ]
 
-    def gradients(self, direction: Tensor) -> list[Tensor]:
-        """Cuts a direction ``(P,)`` into gradients shaped like the parameters."""
-        if self.indices is not None:
-            parameter = self.parameters[0]
-            values = direction.view(-1, *parameter.shape[1:])
-            sparse = torch.sparse_coo_tensor(
-                self.indices.unsqueeze(0), values, parameter.shape, is_coalesced=True, check_invariants=False
-            )
-            return [sparse]
-        sizes = [parameter.numel() for parameter in self.parameters]
-        return [
-            part.view(parameter.shape)
-            for parameter, part in zip(self.parameters, direction.split(sizes), strict=True)
-        ]
+    def gradient(self, direction: Tensor) -> Tensor:
+        """Turns the direction of a block of one parameter into the parameter's gradient."""
+        (parameter,) = self.parameters
+        if self.indices is None:
+            return direction
+        values = direction.view(-1, *parameter.shape[1:])
+        return torch.sparse_coo_tensor(
+            self.indices.unsqueeze(0), values, parameter.shape, is_coalesced=True, check_invariants=False
+        )
 
 
 @dataclass
@@ -59,12 +54,14 @@ class PerLossGradients:
 
     Args:
         names: The losses that are present.
+        all_names: Those, and the ones that are absent in this step.
         values: Their values ``(K,)``, float64.
         blocks: Per-loss gradients of the shared parameters.
         plain: Gradients that take no part in the surgery, each with memory of its own.
     """
 
     names: tuple[str, ...]
+    all_names: tuple[str, ...]
     values: Tensor
     blocks: list[Block]
     plain: list[tuple[Tensor, Tensor]]
@@ -96,9 +93,10 @@ class Request:
 
 
 class Engine(ABC):
-    """A way to obtain per-loss gradients. What it obtains never depends on which engine it is."""
+    """A way to obtain per-loss gradients. What it obtains does not depend on which engine it is, or it raises."""
 
-    name: str
+    needs_callable: bool = False
+    """Whether the losses must be handed over as a callable."""
 
     @abstractmethod
     def differentiate(self, request: Request) -> PerLossGradients:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..losses import check_extra_loss, named_losses
+from ..losses import named_losses
 from ..sharing import describe
 from .base import Block, Engine, PerLossGradients, PlainSum, Request, check_leaves
 from .graph import reach
@@ -98,7 +98,7 @@ class Func(Engine):
         pass K times over.
     """
 
-    name = "func"
+    needs_callable = True
 
     def __init__(self, chunk_size: int | None = None) -> None:
         if chunk_size is not None and chunk_size < 1:
@@ -113,32 +113,41 @@ class Func(Engine):
             )
         places = _places(request)
         parameters = list(places.parameters)
-        closure = request.losses
-        seen: list[tuple[str, ...]] = []
-
-        def function(values: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-            with _swapped(places, values), EagerMasks():
-                names, scalars = named_losses(closure())
-                seen.append(names)
-                common = torch.promote_types(scalars[0].dtype, torch.float32)
-                buffers = [cast(Tensor, module._buffers[name]) for module, name in places.buffers]
-                return torch.stack([scalar.to(common) for scalar in scalars]), buffers
-
-        check_leaves(parameters, request.names)
-        check_extra_loss(request.extra_loss)
-        detached = [parameter.detach() for parameter in parameters]
+        forward = _Forward(request.losses, places)
         scale = request.scale(torch.ones((), device=parameters[0].device))
-        with _explained():
+        with torch.enable_grad(), _explained():
             losses, jacobian, buffers = functional_jacobian(
-                function, detached, chunk_size=self.chunk_size, scale=scale
+                forward, [parameter.detach() for parameter in parameters], chunk_size=self.chunk_size, scale=scale
             )
-        plain = _outer_gradients(losses, request)
+        plain = _outer_gradients(losses, places, request)
         for (module, name), value in zip(places.buffers, buffers, strict=True):
             module._buffers[name].copy_(value)  # type: ignore[union-attr]
         blocks = [
-            Block([parameter], rows.detach().flatten(1)) for parameter, rows in zip(parameters, jacobian, strict=True)
+            Block([parameter], rows.detach().flatten(1) if rows.ndim > 1 else rows.detach().unsqueeze(1))
+            for position, (parameter, rows) in enumerate(zip(parameters, jacobian, strict=True))
+            if position in forward.reached
         ]
-        return PerLossGradients(seen[-1], losses.detach().double(), blocks, plain)
+        return PerLossGradients(forward.names, forward.all_names, losses.detach().double(), blocks, plain)
+
+
+class _Forward:
+    """The closure as a function of the shared parameters; notes what it saw on its one run."""
+
+    def __init__(self, closure: Callable[[], Any], places: "_Places") -> None:
+        self._closure = closure
+        self._places = places
+        self.names: tuple[str, ...] = ()
+        self.all_names: tuple[str, ...] = ()
+        self.reached: set[int] = set()
+
+    def __call__(self, values: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        with _swapped(self._places, values), EagerMasks():
+            self.names, scalars, self.all_names = named_losses(self._closure(), differentiable=False)
+            buffers = [cast(Tensor, module._buffers[name]) for module, name in self._places.buffers]
+        leaves = reach(scalars).leaves
+        self.reached = {position for position, value in enumerate(values) if value in leaves}
+        common = torch.promote_types(scalars[0].dtype, torch.float32)
+        return torch.stack([scalar.to(common) for scalar in scalars]), buffers
 
 
 class _Places(NamedTuple):
@@ -151,7 +160,7 @@ class _Places(NamedTuple):
 def _places(request: Request) -> _Places:
     """Finds the parameters to train and all buffers in the modules declared as shared."""
     places = _Places({}, [])
-    declared = request.sharing.modules(request.wrapped)
+    declared = request.sharing.declared_modules(request.wrapped)
     for module in dict.fromkeys(submodule for root in declared for submodule in root.modules()):
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter.requires_grad:
@@ -163,11 +172,18 @@ def _places(request: Request) -> _Places:
             "are computed; got none with parameters to train. Use tag_shared(module) or shared=module, or "
             "engine='loop'."
         )
-    for loose in request.sharing.loose_parameters():
+    for loose in request.sharing.declared_parameters(request.wrapped):
         if loose.requires_grad and loose not in places.parameters:
             raise RuntimeError(
                 f"Func: `shared` must be declared as modules, got {describe(loose, request.names)} by itself. "
                 f"Tag the module that holds it, or use engine='loop'."
+            )
+    check_leaves(places.parameters, request.names)
+    for shared in places.parameters:
+        if shared._backward_hooks:
+            raise RuntimeError(
+                f"Func: `shared` must not have gradient hooks, got {describe(shared, request.names)} with one, "
+                f"which would not fire. Use engine='loop'."
             )
     return places
 
@@ -193,26 +209,36 @@ def _swapped(places: _Places, values: list[Tensor]) -> Iterator[None]:
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Says which engine can do what ``torch.func`` cannot."""
+    """Adds which engine may help to what ``torch.func`` has to say."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, NotImplementedError) as error:
-        if isinstance(error, RuntimeError) and str(error).startswith(("Func:", "MultiObjectiveOptimizer:")):
+        if str(error).startswith(("Func:", "MultiObjectiveOptimizer:")):
             raise
         raise RuntimeError(
-            f"Func: `losses` must be computed by operations that torch.func can differentiate, got: {error} "
-            f"Use engine='loop', or engine=Func(chunk_size=1) if only vmap is in the way."
+            f"Func: the losses could not be computed and differentiated by torch.func: {error}\nIf they can without "
+            f"it, use engine='loop', or engine=Func(chunk_size=1) if only vmap is in the way."
         ) from error
 
 
-def _outer_gradients(losses: Tensor, request: Request) -> list[tuple[Tensor, Tensor]]:
+def _outer_gradients(losses: Tensor, places: _Places, request: Request) -> list[tuple[Tensor, Tensor]]:
     """Plain sums for what is not shared, from the outer graph of the same forward pass."""
     plain = PlainSum()
-    roots = [losses.sum()]
+    with torch.enable_grad():
+        roots = [losses.sum()]
     if request.extra_loss is not None:
         roots.append(request.extra_loss)
     graph = reach(roots)
     check_leaves(graph.leaves, request.names)
+    for leaf, bits in graph.leaves.items():
+        if bits & 1 and leaf in places.parameters:
+            raise RuntimeError(
+                f"Func: `losses` must use the shared parameters through their modules while the callable runs, got "
+                f"{describe(leaf, request.names)} used before it or from elsewhere (a tied weight?). Run the whole "
+                f"forward pass in the callable, declare both modules as shared, or use engine='loop'."
+            )
     for position, root in enumerate(roots):
         leaves = [leaf for leaf, bits in graph.leaves.items() if bits >> position & 1]
         if root.requires_grad and leaves:

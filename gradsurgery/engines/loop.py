@@ -12,8 +12,8 @@ class Loop(Engine):
     """Differentiates one loss after the other and copies the gradients into the rows of one matrix.
 
     Works for whatever autograd can differentiate: any module, separate forward passes, sparse gradients,
-    non-reentrant checkpointing, custom Functions. Parts of the graph that no later loss needs are freed on
-    the way.
+    non-reentrant checkpointing, custom Functions. Tensor hooks fire once a loss. The graph of a loss is freed on the
+    way unless a later loss needs some of it; the rest of it then lives as long as the loss itself.
 
     Raises:
         RuntimeError: A loss depends on a reentrant checkpoint.
@@ -22,11 +22,10 @@ class Loop(Engine):
         K backward passes, K x P numbers, kept from step to step.
     """
 
-    name = "loop"
-
     def differentiate(self, request: Request) -> PerLossGradients:
-        losses = request.losses() if callable(request.losses) else request.losses
-        names, scalars = named_losses(losses)
+        with torch.enable_grad():
+            losses = request.losses() if callable(request.losses) else request.losses
+        names, scalars, all_names = named_losses(losses)
         roots = list(scalars)
         if request.extra_loss is not None:
             roots.append(request.extra_loss)
@@ -59,4 +58,4 @@ class Loop(Engine):
             )
             rows.store(position, own, gradients[: len(own)])
             plain.add(others, gradients[len(own) :])
-        return PerLossGradients(names, values_of(scalars), rows.blocks(), plain.items())
+        return PerLossGradients(names, all_names, values_of(scalars), rows.blocks(), plain.items())

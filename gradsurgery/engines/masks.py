@@ -25,14 +25,19 @@ class EagerMasks(TorchFunctionMode):
         self, func: Callable[..., Any], types: Sequence[type], args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is functional.dropout:
+        if func is functional.dropout or func is torch.dropout:
             return _dropout(*args, **kwargs)
-        if func is functional.alpha_dropout and not args[0].is_contiguous():
+        if func is torch.dropout_:
+            return args[0].copy_(_dropout(*args, **kwargs))
+        if func in (functional.alpha_dropout, torch.alpha_dropout) and not args[0].is_contiguous():
             raise RuntimeError("alpha dropout draws other masks under torch.func unless its input is contiguous.")
         return func(*args, **kwargs)
 
 
-def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+def _dropout(
+    input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, train: bool | None = None
+) -> Tensor:
+    training = training if train is None else train  # torch.dropout calls it so
     if not training or not 0.0 < p < 1.0 or input.device.type != "cpu":
         return functional.dropout(input, p, training, inplace)
     mask = torch.empty_like(input).bernoulli_(1 - p).div_(1 - p)

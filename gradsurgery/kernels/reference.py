@@ -104,14 +104,11 @@ def combine(blocks: Sequence[Tensor], weights: Tensor, groups: Sequence[int] | N
     for block, index in zip(blocks, indices, strict=True):
         rows = _as_matrix(block)
         row_weights = weights[index].to(device=block.device, dtype=torch.float64)
+        direction = block.new_empty(block.shape[1:])  # filled in place: autograd frowns on gradients that are views
         columns = _columns_of_chunk(rows)
-        if rows.shape[1] <= columns or rows.dtype == torch.float64:
-            direction = (row_weights @ rows.double()).to(block.dtype)
-        else:
-            direction = torch.empty_like(rows[0])
-            for target, chunk in zip(direction.split(columns), rows.split(columns, dim=1), strict=True):
-                target.copy_(row_weights @ chunk.double())
-        directions.append(direction.view(block.shape[1:]))
+        for target, chunk in zip(direction.view(-1).split(columns), rows.split(columns, dim=1), strict=True):
+            target.copy_(row_weights @ chunk.double())
+        directions.append(direction)
     return directions
 
 

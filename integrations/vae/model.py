@@ -111,7 +111,7 @@ class VAE(nn.Module):
 
     def decode(self, z: Tensor) -> tuple[Tensor, ...]:
         """The natural parameters of every column, each ``(N, num_parameters)``."""
-        raw = self.heads(self.block.expand(self.trunk(z)))
+        raw = self.heads(self.trunk(z), self.block)
         return tuple(likelihood.natural(output) for likelihood, output in zip(self.likelihoods, raw, strict=True))
 
     def forward(
