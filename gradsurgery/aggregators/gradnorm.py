@@ -36,7 +36,8 @@ class GradNorm(GramianAggregator):
         alpha: How strongly losses that lag behind are favoured, >= 0. The paper's is 1.5; 0 for VAEs.
         progress: ``"loss"`` or ``"gradient"``.
         lr: Adam's step on the logarithms of the weights, > 0: a weight changes by at most about this share in
-            one step.
+            one step. With ``alpha=0`` a loss that is solved sends back little gradient and gets an ever larger
+            weight; a small step (1e-3 for VAEs) keeps that slow.
 
     Shape:
         - gramian: ``(..., K, K)``.

@@ -24,7 +24,7 @@ class MGDA(GramianAggregator):
     Guarantees:
         non_conflicting: ``J @ d >= 0`` up to rounding; without normalisation ``J @ d >= ||d||^2``.
         permutation_equivariant: the order of the losses does not matter.
-        scale_equivariant: ``d(sJ) = s d(J)`` without normalisation.
+        scale_equivariant: ``d(sJ) = s d(J)``; with ``"l2"`` and ``"loss+"``, ``d(sJ) = d(J)``.
         stationary: on the non-zero rows, ``d = 0`` exactly when no direction helps every loss.
         zero_rows_constrain_nothing: a zero row gets weight zero.
         one_loss_is_identity: with one loss and no normalisation, ``w = 1``.
