@@ -44,7 +44,7 @@ class MGDA(GramianAggregator):
         ValueError: ``normalization`` is unknown, or it needs losses and there are none or a non-positive one.
 
     Cost:
-        At most 3K solves of size K on the host; nothing that depends on P.
+        As a rule under six solves of size K on the host, at most a few times K; nothing that depends on P.
 
     References:
         Désidéri, Multiple-gradient descent algorithm (MGDA) for multiobjective optimization, C. R. Math. 350
