@@ -102,8 +102,10 @@ class Aggregator(Stateful, ABC):
         return self._batched_direction(blocks[0], losses, rows)
 
     def _batched_direction(self, jacobians: Tensor, losses: Tensor | None, rows: Sequence[int] | None) -> Tensor:
-        directions = [self.forward(matrix, losses, rows=rows) for matrix in jacobians.flatten(0, -3)]
-        return torch.stack(directions).view(jacobians.shape[:-2] + jacobians.shape[-1:])
+        result = jacobians.new_empty(jacobians.shape[:-2] + jacobians.shape[-1:])
+        for direction, matrix in zip(result.view(-1, jacobians.shape[-1]), jacobians.flatten(0, -3), strict=True):
+            direction.copy_(self.forward(matrix, losses, rows=rows))
+        return result
 
     def _guarded_direction(self, blocks: list[Tensor], losses: Tensor | None, at: Tensor | None) -> list[Tensor]:
         """:meth:`direction`, NaN and without trace in the state where a block is not finite."""
