@@ -11,10 +11,17 @@ from .sharing import Sharing
 
 KEY = "gradsurgery"
 VERSION = 1
+_ENTRIES = {"method", "aggregator", "losses", "groups", "shared"}
 
 
-def pack(method: Aggregator, losses: Sequence[str], sharing: Sharing, parameters: Sequence[Tensor]) -> dict[str, Any]:
-    """The method's state, the numbering of the losses, and what was found to be shared."""
+def pack(
+    method: Aggregator,
+    losses: Sequence[str],
+    groups: Sequence[str],
+    sharing: Sharing,
+    parameters: Sequence[Tensor],
+) -> dict[str, Any]:
+    """The method's state, what its rows and groups belong to, and what was found to be shared."""
     positions = {id(parameter): position for position, parameter in enumerate(parameters)}
     found = [positions.get(id(parameter)) for parameter in sharing.discovered]
     return {
@@ -22,13 +29,14 @@ def pack(method: Aggregator, losses: Sequence[str], sharing: Sharing, parameters
         "method": _name(method),
         "aggregator": dict(method.state_dict()),
         "losses": list(losses),
+        "groups": list(groups),
         "shared": sorted(position for position in found if position is not None),
     }
 
 
 def check(saved: dict[str, Any], parameters: int) -> None:
     """Raises if what was saved is not of this version and of as many parameters."""
-    if saved.get("version") != VERSION or not saved.keys() >= {"method", "aggregator", "losses", "shared"}:
+    if saved.get("version") != VERSION or not saved.keys() >= _ENTRIES:
         raise ValueError(
             f"MultiObjectiveOptimizer: `state_dict` must be of version {VERSION} of this library's format, got "
             f"version {saved.get('version')} with {sorted(saved)}. Remove its {KEY!r} entry to load the wrapped "

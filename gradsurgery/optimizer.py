@@ -21,7 +21,6 @@ from .ownership import Claim
 from .scope import Scope
 from .sharing import Sharing, parameters_of
 from .surgery import Plan, Surgery, operate
-from .writing import add_gradients
 
 _ENGINES: dict[str, type[Engine]] = {"loop": Loop, "func": Func}
 
@@ -33,6 +32,7 @@ class _Run:
     sharing: Sharing
     claim: Claim
     names: list[str] = field(default_factory=list)
+    groups: tuple[str, ...] = ()
     last: Surgery | None = None
     workspace: dict[object, Tensor] = field(default_factory=dict)
     warned: bool = False
@@ -216,7 +216,11 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
         return {
             **super().state_dict(),
             checkpoint.KEY: checkpoint.pack(
-                self._aggregator, self._run.names, self._run.sharing, parameters_in(self.param_groups)
+                self._aggregator,
+                self._run.names,
+                self._run.groups,
+                self._run.sharing,
+                parameters_in(self.param_groups),
             ),
         }
 
@@ -239,6 +243,7 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
         for position in saved["shared"]:
             self._run.sharing.discovered[parameters[position]] = True
         self._run.names = list(saved["losses"])
+        self._run.groups = tuple(saved["groups"])
 
     def __getstate__(self) -> dict[str, Any]:
         return {
@@ -248,6 +253,7 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
             "scope": self._scope,
             "sharing": self._run.sharing,
             "names": list(self._run.names),
+            "groups": self._run.groups,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -255,7 +261,7 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
         self._aggregator = state["aggregator"]
         self._engine = state["engine"]
         self._scope = state["scope"]
-        self._run = _Run(state["sharing"], Claim(self._wrapped), names=state["names"])
+        self._run = _Run(state["sharing"], Claim(self._wrapped), names=state["names"], groups=state["groups"])
 
     def _operate(
         self,
@@ -294,11 +300,11 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
                 names=names,
                 factor=factor,
                 weights=weights,
-                last_groups=self._run.last.groups if self._run.last is not None else (),
+                last_groups=self._run.groups,
             )
-            surgery, gradients = operate(found, self._aggregator, plan)
-            add_gradients(gradients + found.plain)
+            surgery = operate(found, self._aggregator, plan)
         self._run.names = known  # numbers by first appearance, for methods with a state per loss
+        self._run.groups = surgery.groups or self._run.groups
         self._run.last = surgery
         return surgery
 

@@ -30,13 +30,18 @@ def grouped(
     """
     if scope == "all":
         return [0] * len(blocks), ()
+    positions = {id(parameter): position for position, parameter in enumerate(wrapped)}
     known = {**{key: tuple(name.rpartition(".")[::2]) for key, name in names.items()}, **_owners(sharing, wrapped)}
     labels: dict[str, int] = {}
     groups = []
-    for position, block in enumerate(blocks):
-        owner = known.get(id(block.parameters[0]))
+    for block in blocks:
+        key = id(block.parameters[0])
+        owner = known.get(key)
         if scope == "tensor":
-            label = f"tensor {position}" if owner is None else ".".join(filter(None, owner))
+            unnamed = (
+                f"tensor {positions[key]}" if key in positions else f"tensor outside the optimizer, {len(labels)}"
+            )
+            label = unnamed if owner is None else ".".join(filter(None, owner))
         elif owner is None:
             raise ValueError(
                 f"MultiObjectiveOptimizer: `scope` must be 'all' or 'tensor' unless the shared modules are known, "

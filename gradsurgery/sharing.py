@@ -5,6 +5,7 @@ registers the new module; the parameters are looked up when they are needed. So 
 survives deepcopy, pickling and the replacement of parameters, at no cost in the forward pass.
 """
 
+import warnings
 import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -33,7 +34,8 @@ class _Tag:
         return None if copied is None else _Tag(copied, self.shared)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Tag, (self.module(), self.shared)
+        module = self.module()  # gone where a shallow copy of it has outlived it
+        return (type(None), ()) if module is None else (_Tag, (module, self.shared))
 
 
 def tag_shared(*modules_or_parameters: nn.Module | Tensor) -> None:
@@ -79,7 +81,8 @@ def untag_shared(*modules_or_parameters: nn.Module | Tensor) -> None:
     """
     for item in modules_or_parameters:
         if isinstance(item, nn.Module):
-            item.__dict__.pop(_ATTRIBUTE, None)
+            if item in _shared_modules:
+                del item.__dict__[_ATTRIBUTE]
             _shared_modules.pop(item, None)
         elif item in _shared_parameters:
             del _shared_parameters[item]
@@ -158,6 +161,7 @@ class Sharing:
                 "sequence. Use None to find the shared parameters automatically."
             )
         self.discovered = WeakTensorKeyDictionary()
+        self._warned = False
 
     def declared_modules(self, wrapped: Iterable[Tensor]) -> list[nn.Module]:
         """The modules declared as shared that matter to an optimizer over the ``wrapped`` parameters."""
@@ -180,6 +184,7 @@ class Sharing:
         if declared:
             ids = {id(parameter) for parameter in parameters_of(declared)}
             return [parameter for parameter in reach if id(parameter) in ids]
+        self._warn_of_tags_elsewhere(reach)
         specific = {id(parameter) for parameter in parameters_of(list(_specific_modules))}
         for parameter in wrapped:
             losses = reach.get(parameter, 0)
@@ -187,11 +192,26 @@ class Sharing:
                 self.discovered[parameter] = True
         return [parameter for parameter in reach if parameter in self.discovered]
 
+    def _warn_of_tags_elsewhere(self, reach: dict[Tensor, int]) -> None:
+        if self._warned or not (_shared_modules or _shared_parameters):
+            return
+        tagged = {id(parameter) for parameter in parameters_of([*_shared_modules, *_shared_parameters])}
+        if any(id(parameter) in tagged for parameter in reach):
+            self._warned = True
+            warnings.warn(
+                "MultiObjectiveOptimizer: the losses reach parameters tagged as shared of which this optimizer holds "
+                "none, so they get the plain sum of their gradients. Name them by shared=, or hand them to this "
+                "optimizer.",
+                UserWarning,
+                stacklevel=6,
+            )
+
     def __getstate__(self) -> dict[str, Any]:
         return {"explicit": self.explicit, "discovered": list(self.discovered.keys())}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.explicit = state["explicit"]
+        self._warned = False
         self.discovered = WeakTensorKeyDictionary()
         for parameter in state["discovered"]:
             self.discovered[parameter] = True

@@ -11,7 +11,7 @@ from .aggregators import Aggregator, GramianAggregator
 from .engines import Block, PerLossGradients
 from .scope import Scope, grouped
 from .sharing import Sharing
-from .writing import all_finite
+from .writing import add_gradients, all_finite
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,11 @@ class Plan(NamedTuple):
     last_groups: tuple[str, ...] = ()
 
 
-def operate(found: PerLossGradients, method: Aggregator, plan: Plan) -> tuple[Surgery, list[tuple[Tensor, Tensor]]]:
-    """Aggregates per-loss gradients.
-
-    Returns:
-        What was done, and the gradients of the shared parameters.
-    """
+def operate(found: PerLossGradients, method: Aggregator, plan: Plan) -> Surgery:
+    """Aggregates per-loss gradients and writes all gradients to ``.grad``; if it raises, nothing has happened."""
     if not found.blocks:
-        return Surgery(found.names, found.values, torch.ones_like(found.values), None), []
+        add_gradients(found.plain)
+        return Surgery(found.names, found.values, torch.ones_like(found.values), None)
     parts = _in_order(found.blocks, plan.wrapped)
     groups, labels = grouped(parts, plan.scope, plan.sharing, plan.wrapped, plan.names)
     _check_state(method, labels, plan.last_groups)
@@ -84,10 +81,11 @@ def operate(found: PerLossGradients, method: Aggregator, plan: Plan) -> tuple[Su
             directions = kernels.combine(rows, weights if labels else weights.unsqueeze(0), groups)
         else:
             directions = _directions(rows, groups, found.values, method, plan)
-    gradients = [
-        (part.parameters[0], part.gradient(direction)) for part, direction in zip(parts, directions, strict=True)
-    ]
-    return Surgery(found.names, found.values, weights, gramian, labels), gradients
+        gradients = [
+            (part.parameters[0], part.gradient(direction)) for part, direction in zip(parts, directions, strict=True)
+        ]
+        add_gradients(gradients + found.plain)
+    return Surgery(found.names, found.values, weights, gramian, labels)
 
 
 def _in_order(blocks: list[Block], wrapped: list[Tensor]) -> list[Block]:

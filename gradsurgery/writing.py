@@ -12,21 +12,25 @@ def add_gradients(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
     Args:
         pairs: Parameters, and gradients whose memory may be kept.
     """
-    targets, sources = [], []
-    fresh: set[int] = set()
+    fresh: dict[Tensor, Tensor] = {}
+    targets, sources, rest = [], [], []
     for parameter, gradient in pairs:
-        current = parameter.grad
+        current = fresh.get(parameter, parameter.grad)
         if current is None:
-            parameter.grad = _laid_out(gradient, parameter)
-            fresh.add(id(parameter))
-        elif current.is_sparse or gradient.is_sparse or id(parameter) in fresh:
-            parameter.grad = gradient + current if current.is_sparse else current.add_(gradient)
+            fresh[parameter] = _laid_out(gradient, parameter)
+        elif current.is_sparse or gradient.is_sparse or parameter in fresh:
+            rest.append((parameter, gradient))
         else:
             targets.append(current)
             sources.append(gradient)
-            fresh.add(id(parameter))
-    if targets:
+    if targets:  # first, because it is what can fail: a user's .grad may not be writable
         torch._foreach_add_(targets, sources)
+    for parameter, gradient in fresh.items():
+        parameter.grad = gradient
+    for parameter, gradient in rest:
+        current = parameter.grad
+        if current is not None:
+            parameter.grad = gradient + current if current.is_sparse else current.add_(gradient)
 
 
 def _laid_out(gradient: Tensor, parameter: Tensor) -> Tensor:

@@ -515,3 +515,35 @@ def test_func_cannot_scalarize() -> None:
     problem = Problem(CASES["mlp"])
     with pytest.raises(TypeError, match=r"`engine` must not need a callable for scalarize\(\), got Func"):
         problem.wrapped("func").scalarize(problem.losses())
+
+
+class Remembers(nn.Module):
+    """Keeps a statistic in a buffer that does not exist before the first pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(FEATURES, 7)
+        self.register_buffer("seen", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        self.seen = y.detach().mean(0)
+        return y
+
+
+@pytest.mark.parametrize("engine", ["loop", "func"])
+def test_buffers_created_in_the_forward_pass(engine: str) -> None:
+    problem, reference = Problem(Case(Remembers, 7)), Problem(Case(Remembers, 7))
+    reference.losses()
+    for _ in range(2):
+        problem.wrapped(engine).backward(problem.losses)
+    torch.testing.assert_close(problem.model["trunk"].seen + 0, reference.model["trunk"].seen)
+
+
+def test_a_refused_state_changes_nothing() -> None:
+    gradnorm = gs.GradNorm(alpha=0.0)
+    gradnorm(torch.eye(2))
+    before = copy.deepcopy(gradnorm.state_dict())
+    with pytest.raises(RuntimeError, match="bogus"):
+        gradnorm.load_state_dict({"bogus": torch.ones(2)})
+    assert all(torch.equal(value, before[key]) for key, value in gradnorm.state_dict().items())

@@ -514,3 +514,81 @@ def test_losses_are_numbered_where_they_stand() -> None:
         optimizer.backward(losses)
     # The second loss leaks whole; the first is let through where its sign is drawn, which is all or nothing.
     assert all(value in (-2.0, 1.0) for value in weight.grad.tolist())
+
+
+def test_tensors_keep_their_state_whichever_are_reached() -> None:
+    tensors = [nn.Parameter(torch.ones(2)) for _ in range(3)]
+    plain = torch.optim.SGD(tensors, lr=0.1)
+    optimizer = gs.MultiObjectiveOptimizer(plain, gs.GradNorm(alpha=0.0), shared=tensors, scope="tensor")
+
+    def losses(*chosen: int) -> list[Tensor]:
+        return [(tensors[i] * k).sum() + (tensors[j] * k).sum() for k in (1.0, 5.0) for i, j in [chosen]]
+
+    assert optimizer.backward(losses(0, 1)).groups == ("tensor 0", "tensor 1")
+    for target in (optimizer, copy.deepcopy((tensors, optimizer))[1]):
+        with pytest.raises(
+            ValueError, match=r"GradNorm over \['tensor 1', 'tensor 2'\] after \['tensor 0', 'tensor 1'\]"
+        ):
+            target._operate(_of(target, losses(1, 2), tensors), None, lambda loss: loss, False)
+    resumed = gs.MultiObjectiveOptimizer(plain, gs.GradNorm(alpha=0.0), shared=tensors, scope="tensor")
+    resumed.load_state_dict(optimizer.state_dict())
+    with pytest.raises(ValueError, match="the groups change from step to step"):
+        resumed.backward(losses(1, 2))
+    resumed.backward(losses(0, 1))
+
+
+def _of(optimizer: gs.MultiObjectiveOptimizer, losses: list[Tensor], tensors: list[nn.Parameter]) -> list[Tensor]:
+    """The same losses over the optimizer's own parameters."""
+    own = optimizer.param_groups[0]["params"]
+    if own[0] is tensors[0]:
+        return losses
+    return [((own[1] + own[2]) * k).sum() for k in (1.0, 5.0)]
+
+
+def test_tags_on_another_optimizers_parameters_are_pointed_out() -> None:
+    model = TwoHeads()
+    gs.tag_shared(model.trunk)
+    plain = torch.optim.SGD(model.heads.parameters(), lr=0.1)
+    optimizer = gs.MultiObjectiveOptimizer(plain, gs.MGDA())
+    with pytest.warns(UserWarning, match="tagged as shared of which this optimizer holds none"):
+        optimizer.backward(losses_of(model, X))
+    optimizer.backward(losses_of(model, X))  # once
+    torch.testing.assert_close(model.trunk[0].weight.grad / 2, plain_gradients(model, X)["trunk.0.weight"])
+
+
+def test_shallow_copies_of_tagged_modules_can_be_pickled() -> None:
+    module = nn.Linear(2, 2)
+    gs.tag_shared(module)
+    shallow = copy.copy(module)
+    del module
+    twin = pickle.loads(pickle.dumps(shallow))
+    assert torch.equal(twin.weight, shallow.weight)
+
+
+def test_heads_stay_task_specific_when_untagged() -> None:
+    heads = gs.FusedHeads(4, [1, 2])
+    gs.untag_shared(heads)
+    twin = copy.deepcopy(heads)
+    optimizer = wrapped(twin)
+    first, second = twin(torch.ones(3, 4))
+    assert optimizer.backward([first.sum(), second.sum()]).gramian is None
+
+
+def test_gradients_that_cannot_be_written_leave_everything() -> None:
+    model = TwoHeads()
+    optimizer = wrapped(model, gs.GradNorm(alpha=0.0))
+    model.trunk[0].bias.grad = torch.zeros(1).expand(4)
+    before = optimizer.state_dict()["gradsurgery"]["aggregator"]
+    with pytest.raises(RuntimeError, match="single memory location|more than one element"):
+        optimizer.backward(losses_of(model, X))
+    assert model.heads[0].weight.grad is None
+    assert optimizer.state_dict()["gradsurgery"]["aggregator"] == before == {}
+
+
+def test_sparse_gradients_of_another_form_are_refused_by_name() -> None:
+    weight = nn.Parameter(torch.eye(3).to_sparse())
+    optimizer = gs.MultiObjectiveOptimizer(torch.optim.SGD([weight], lr=0.1), gs.Sum())
+    with pytest.raises(
+        RuntimeError, match="sparse gradients over whole rows.* got 2 sparse dimensions for a parameter"
+    ):
+        optimizer.backward([torch.sparse.mm(weight, torch.ones(3, 1)).sum() * k for k in (1.0, 2.0)])

@@ -109,13 +109,14 @@ class Stateful(nn.Module):
         self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, *lists: Any
     ) -> None:
         """Takes buffers as they were saved, also those that this instance has not created yet or has outgrown."""
+        saved_before_use = strict and not any(key.startswith(prefix) for key in state_dict)
         for name, current in self._buffers.items():
             saved = state_dict.get(prefix + name)
             if isinstance(saved, Tensor) and (current is None or current.shape != saved.shape):
                 device = saved.device if current is None else current.device
                 self._buffers[name] = torch.empty_like(saved, device=device)
-            elif saved is None and strict and self._initial.get(name) is None:
-                self._buffers[name] = None  # it had not been created when this was saved
+            elif saved_before_use and self._initial.get(name) is None:
+                self._buffers[name] = None
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Stateful":

@@ -120,8 +120,12 @@ class Func(Engine):
                 forward, [parameter.detach() for parameter in parameters], chunk_size=self.chunk_size, scale=scale
             )
         plain = _outer_gradients(losses, places, request)
-        for (module, name), value in zip(places.buffers, buffers, strict=True):
-            module._buffers[name].copy_(value)  # type: ignore[union-attr]
+        for (module, name), value in zip(forward.buffers, buffers, strict=True):
+            current = module._buffers[name]
+            if current is None:
+                module._buffers[name] = value.detach()
+            else:
+                current.copy_(value)
         blocks = [
             Block([parameter], rows.detach().flatten(1) if rows.ndim > 1 else rows.detach().unsqueeze(1))
             for position, (parameter, rows) in enumerate(zip(parameters, jacobian, strict=True))
@@ -139,11 +143,16 @@ class _Forward:
         self.names: tuple[str, ...] = ()
         self.all_names: tuple[str, ...] = ()
         self.reached: set[int] = set()
+        self.buffers: list[tuple[nn.Module, str]] = []
 
     def __call__(self, values: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         with _swapped(self._places, values), EagerMasks():
             self.names, scalars, self.all_names = named_losses(self._closure(), differentiable=False)
-            buffers = [cast(Tensor, module._buffers[name]) for module, name in self._places.buffers]
+            after = [module._buffers[name] for module, name in self._places.buffers]
+            buffers = [value for value in after if value is not None]
+            self.buffers = [
+                place for place, value in zip(self._places.buffers, after, strict=True) if value is not None
+            ]
         leaves = reach(scalars).leaves
         self.reached = {position for position, value in enumerate(values) if value in leaves}
         common = torch.promote_types(scalars[0].dtype, torch.float32)
@@ -165,12 +174,12 @@ def _places(request: Request) -> _Places:
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter.requires_grad:
                 places.parameters.setdefault(parameter, []).append((module, name))
-        places.buffers.extend((module, name) for name, value in module._buffers.items() if value is not None)
+        places.buffers.extend((module, name) for name in module._buffers)
     if not places.parameters:
         raise RuntimeError(
             "Func: `shared` must be declared as modules, because their parameters are swapped while the losses "
-            "are computed; got none with parameters to train. Use tag_shared(module) or shared=module, or "
-            "engine='loop'."
+            "are computed; got none with parameters to train. Use tag_shared(module), for a module of which this "
+            "optimizer holds a parameter, or shared=module, or engine='loop'."
         )
     for loose in request.sharing.declared_parameters(request.wrapped):
         if loose.requires_grad and loose not in places.parameters:
@@ -197,7 +206,7 @@ def _swapped(places: _Places, values: list[Tensor]) -> Iterator[None]:
             for module, name in owners:
                 module._parameters[name] = value  # type: ignore[assignment]
         for (module, name), original in zip(places.buffers, originals, strict=True):
-            module._buffers[name] = cast(Tensor, original).clone()
+            module._buffers[name] = None if original is None else original.clone()
         yield
     finally:
         for parameter, owners in places.parameters.items():

@@ -6,6 +6,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from ..sharing import describe
 from .base import Block
 
 _Kind: TypeAlias = tuple[torch.device, torch.dtype]
@@ -38,6 +39,12 @@ class Rows:
             if gradient is None:
                 continue
             if gradient.is_sparse:
+                if gradient.sparse_dim() != 1:
+                    raise RuntimeError(
+                        f"MultiObjectiveOptimizer: `losses` must have sparse gradients over whole rows, as those of "
+                        f"embeddings are, got {gradient.sparse_dim()} sparse dimensions for {describe(parameter)}. "
+                        f"Use a dense parameter."
+                    )
                 self._sparse.setdefault(parameter, {})[row] = gradient.coalesce()
             else:
                 dense[parameter] = gradient

@@ -16,6 +16,7 @@ import torch
 
 from . import Run, Schema, Table, draw_comparison, fit, save_figure
 from .atomic import write_whole
+from .frame import read_csv
 from .methods import METHODS, build_method
 
 SHIPPED = ("randhie", "anes96")
@@ -28,12 +29,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         schema = Schema.load(options.schema) if options.schema else None
         table = Table.from_frame(load_frame(options.table), schema)
+        out.mkdir(parents=True, exist_ok=True)  # now rather than after the training
         print(f"{options.table}: {len(table)} rows, {len(table.schema)} columns")
         runs, seconds = train_all(table, options)
     except (ValueError, TypeError, RuntimeError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(format_comparison(runs))
+    try:
+        _write(runs, seconds, options, out)
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _write(runs: Mapping[str, Run], seconds: Mapping[str, float], options: argparse.Namespace, out: Path) -> None:
+    """Writes the numbers and, where matplotlib is there, the figure."""
     text = json.dumps(summarise(runs, seconds, options), indent=1, ensure_ascii=False, allow_nan=False)
     write_whole(out / "results.json", lambda file: file.write_text(text + "\n", encoding="utf-8"))
     print(f"numbers: {out / 'results.json'}")
@@ -41,10 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         figure = draw_comparison(runs, f"{short_name(options.table)}: one VAE, {' against '.join(runs)}")
     except ImportError as error:
         print(f"no figure: {error}", file=sys.stderr)
-        return 0
+        return
     save_figure(figure, out / "figure.png")
     print(f"figure:  {out / 'figure.png'}")
-    return 0
 
 
 def train_all(table: Table, options: argparse.Namespace) -> tuple[dict[str, Run], dict[str, float]]:
@@ -86,7 +97,7 @@ def load_frame(name: str) -> pd.DataFrame:
         FileNotFoundError: there is no such file.
     """
     if name not in SHIPPED:
-        return pd.read_csv(name, low_memory=False)
+        return read_csv(name)
     try:
         import statsmodels.datasets
     except ImportError as error:

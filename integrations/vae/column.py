@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
 
+import pandas as pd
+
 Kind: TypeAlias = Literal["real", "positive", "count", "binary", "categorical", "ordinal"]
 Zeros: TypeAlias = Literal["shift", "missing", "raise"]
 Label: TypeAlias = bool | int | float | str
@@ -67,10 +69,38 @@ class Column:
                 f"Column: `kind` must be one of {', '.join(KINDS)}, got {self.kind!r} for column "
                 f"{self.name!r}. Pick the one that describes its values."
             )
+        self._check_types()
         self._check_zeros()
         self._check_labels()
         if self.labels is not None:
             object.__setattr__(self, "classes", len(self.labels))
+
+    def _check_types(self) -> None:
+        """What a schema file may get wrong."""
+        labels: object = self.labels
+        if labels is not None:
+            if not isinstance(labels, list | tuple) or not all(
+                isinstance(x, bool | int | float | str) for x in labels
+            ):
+                raise TypeError(
+                    f"Column: `labels` must be a list of strings, numbers or booleans, got {labels!r} for column "
+                    f"{self.name!r}. Name every category once."
+                )
+            object.__setattr__(self, "labels", tuple(labels))
+        classes: object = self.classes
+        if classes is not None and (isinstance(classes, bool) or not isinstance(classes, int)):
+            raise TypeError(
+                f"Column: `classes` must be an integer, got {classes!r} for column {self.name!r}. Leave it out to "
+                "count them."
+            )
+        if self.dtype is not None:
+            try:
+                pd.api.types.pandas_dtype(self.dtype)
+            except TypeError as error:
+                raise ValueError(
+                    f"Column: `dtype` must be the name of a pandas dtype, got {self.dtype!r} for column "
+                    f"{self.name!r}. Leave it out to keep the table's."
+                ) from error
 
     def _check_zeros(self) -> None:
         if self.zeros is not None and self.zeros not in ZEROS:
@@ -172,11 +202,10 @@ class Column:
                 f"Column: `entry` must have the keys name and type, and no others than "
                 f"{', '.join(ENTRY_KEYS)}, got {sorted(entry)}. Correct this entry of the schema."
             )
-        labels = entry.get("labels")
         return cls(
             name=entry["name"],
             kind=entry["type"],
-            labels=None if labels is None else tuple(labels),
+            labels=entry.get("labels"),
             classes=entry.get("classes"),
             dtype=entry.get("dtype"),
             zeros=entry.get("zeros"),

@@ -140,6 +140,8 @@ class Encoding:
 def _likelihood(column: Column, training: Tensor, has_zeros: bool) -> Likelihood:
     """The likelihood of a column, scaled by its observed training values, which are in original units."""
     if column.kind == "real":
+        # Departs from x' = w x: centred too, as the published experiment's tables were, because the result would
+        # otherwise depend on where the zero of the units lies.
         mean, weight = _mean_and_weight(training)
         return Normal(weight, center=mean)
     if column.kind == "count":

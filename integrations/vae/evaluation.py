@@ -89,9 +89,9 @@ def column_errors(table: Table, rows: Tensor, reconstruction: Tensor) -> Tensor:
     observed = table.observed[rows]
     wrong = torch.where(observed, reconstruction - table.values[rows], 0.0)
     discrete = torch.tensor([column.discrete for column in table.schema])
-    squares = torch.where(discrete, (wrong != 0).double(), wrong.square())
+    squares = torch.where(discrete, (wrong != 0).double(), (wrong / table.ranges()).square())
     means = squares.sum(0) / observed.sum(0)
-    return torch.where(discrete, means, means.sqrt() / table.ranges())
+    return torch.where(discrete, means, means.sqrt())
 
 
 def column_log_likelihoods(vae: VAE, table: Table, rows: Tensor, parameters: tuple[Tensor, ...]) -> Tensor:

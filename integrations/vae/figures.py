@@ -58,7 +58,7 @@ def draw_comparison(runs: Mapping[str, Run], title: str = "") -> Figure:
     columns = len(next(iter(runs.values())).table.schema)
     panel_rows = math.ceil(columns / PANELS_A_ROW)
     figure = Figure(figsize=(13, 4.0 + 2.3 * panel_rows), layout=ConstrainedLayoutEngine(h_pad=0.07))
-    figure.suptitle(title, fontsize=14, fontweight="bold")
+    figure.suptitle(title, fontsize=14, fontweight="bold", parse_math=False)
     heights = [4.0, 2.3 * panel_rows]
     top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=heights, hspace=0.04).flat
     _draw_errors(top.subplots(), runs)
@@ -86,7 +86,7 @@ def _draw_errors(axes: Axes, runs: Mapping[str, Run]) -> None:
         bars = axes.bar(places + offset, heights, width, color=_colour(index + 1), label=name, zorder=2)
         axes.bar_label(bars, [f"{height:.3f}".lstrip("0") for height in heights], fontsize=7.5, padding=1)
     axes.axvline(len(columns) - 0.3, color="0.7", linewidth=0.8)
-    axes.set_xticks(places, [*columns, "mean"])
+    axes.set_xticks(places, [*columns, "mean"], parse_math=False)
     axes.get_xticklabels()[-1].set_fontweight("bold")
     if len(columns) > 12:
         for label in axes.get_xticklabels():
@@ -107,7 +107,7 @@ def _draw_marginals(panels: Sequence[Axes], runs: Mapping[str, Run]) -> None:
     for d, column in enumerate(first.table.schema):
         draw = _draw_labels if column.discrete else _draw_numbers
         draw(panels[d], column, [part[~np.isnan(part[:, d]), d] for part in cells])
-        panels[d].set_title(f"{column.name} ({column.kind})", fontsize=9)
+        panels[d].set_title(f"{column.name} ({column.kind})", fontsize=9, parse_math=False)
         panels[d].set_yticks([])
         panels[d].spines[["top", "right", "left"]].set_visible(False)
         panels[d].tick_params(labelsize=7)
@@ -124,7 +124,7 @@ def _draw_labels(axes: Axes, column: Column, cells: Sequence[Floats]) -> None:
         offset = (index - (len(cells) - 1) / 2) * width
         axes.bar(np.arange(len(labels)) + offset, shares, width, color=_colour(index))
     shown = range(0, len(labels), math.ceil(len(labels) / LABELS_SHOWN))
-    axes.set_xticks(list(shown), [_short(labels[code]) for code in shown])
+    axes.set_xticks(list(shown), [_short(labels[code]) for code in shown], parse_math=False)
 
 
 def _draw_numbers(axes: Axes, column: Column, cells: Sequence[Floats]) -> None:

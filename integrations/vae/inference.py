@@ -42,7 +42,7 @@ def infer_kind(series: pd.Series) -> Kind:
     if found == "string":
         return _kind_of_strings(series)
     cells = numbers(series)
-    return _kind_of_numbers(cells[~np.isnan(cells)])
+    return _kind_of_numbers(cells[~np.isnan(cells)], series.nunique())
 
 
 def _kind_of_strings(series: pd.Series) -> Kind:
@@ -55,8 +55,7 @@ def _kind_of_strings(series: pd.Series) -> Kind:
     return "binary" if different == 2 else "categorical"
 
 
-def _kind_of_numbers(cells: Floats) -> Kind:
-    different = len(np.unique(cells))
+def _kind_of_numbers(cells: Floats, different: int) -> Kind:
     if different == 2:
         return "binary"
     if 3 <= different <= MANY_CODES and len(cells) >= REPEATS * different:

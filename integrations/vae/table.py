@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .cells import decode_cells, encode_cells
-from .frame import check_frame
+from .frame import check_frame, read_csv
 from .schema import Schema
 
 FEWEST_ROWS = 10
@@ -95,7 +95,7 @@ class Table:
     @classmethod
     def read_csv(cls, path: str | Path, schema: Schema | None = None) -> Table:
         """Encodes a CSV file with a header row; empty cells are missing. See :meth:`from_frame`."""
-        return cls.from_frame(pd.read_csv(path, low_memory=False), schema)
+        return cls.from_frame(read_csv(path), schema)
 
     def to_frame(self, values: Tensor | None = None) -> pd.DataFrame:
         """The inverse of :meth:`from_frame`: original labels and dtypes.

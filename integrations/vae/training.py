@@ -193,5 +193,9 @@ def _check(table: object, **smallest: tuple[int, int]) -> None:
     if not isinstance(table, Table):
         raise TypeError(f"fit: `table` must be a Table, got {type(table).__name__}. Use Table.from_frame(frame).")
     for name, (value, least) in smallest.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"fit: `{name}` must be an integer, got {value!r}. Pass a whole number.")
+        if value >= 1 << 63:
+            raise ValueError(f"fit: `{name}` must be less than 2**63, got {value}. Pass a smaller one.")
         if value < least:
             raise ValueError(f"fit: `{name}` must be at least {least}, got {value}. Pass a larger one.")

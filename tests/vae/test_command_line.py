@@ -156,3 +156,41 @@ def test_json_has_no_nan(csv: Path, tmp_path: Path) -> None:
     method = json.loads((out / "results.json").read_text())["methods"]["sum"]
     assert method["errors"]["income"] is None
     assert math.isfinite(method["error"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,a,b\n" + "1,2,3\n" * 12, "must have distinct names, got a more than once"),
+        (",a\n" + "1,2\n" * 12, "must name every column, got none for column 1"),
+        ("", "must be a CSV file in UTF-8 with a header row"),
+        ("a,b\n1,2\n1,2,3,4\n", "must be a CSV file in UTF-8 with a header row"),
+    ],
+)
+def test_files_that_are_no_tables(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
+) -> None:
+    path = tmp_path / "odd.csv"
+    path.write_text(text)
+    assert main(["--table", str(path), "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_output_that_is_a_file_is_refused_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("mine")
+    path = tmp_path / "table.csv"
+    path.write_text("a,b\n" + "".join(f"{row % 7},{row * 1.5}\n" for row in range(40)))
+    assert main(["--table", str(path), "--epochs", "1", "--out", str(taken)]) == 2
+    assert "error:" in (printed := capsys.readouterr()).err
+    assert "epoch" not in printed.err
+    assert taken.read_text() == "mine"
+
+
+def test_names_are_not_read_as_formulas(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("$\\frac$,b\n" + "".join(f"{row % 7},{row * 1.5}\n" for row in range(40)))
+    assert main(["--table", str(path), "--epochs", "1", "--methods", "sum", "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "figure.png").stat().st_size > 1000

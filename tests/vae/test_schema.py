@@ -191,3 +191,34 @@ def test_wrong_types_are_named(build: object, message: str) -> None:
 def test_unknown_column() -> None:
     with pytest.raises(KeyError, match=r"`name` must be one of a, b, got 'c'"):
         Schema([Column("a", "real"), Column("b", "real")])["c"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "kind", "message"),
+    [
+        ({"classes": "5"}, TypeError, "`classes` must be an integer, got '5' for column 'x'"),
+        ({"classes": 2.5}, TypeError, "`classes` must be an integer, got 2.5 for column 'x'"),
+        ({"labels": 5}, TypeError, "`labels` must be a list of strings, numbers or booleans, got 5 for column 'x'"),
+        ({"labels": "abc"}, TypeError, "`labels` must be a list of .* got 'abc' for column 'x'"),
+        ({"labels": [["a"]]}, TypeError, "`labels` must be a list of .* for column 'x'"),
+        (
+            {"dtype": "nonsense"},
+            ValueError,
+            "`dtype` must be the name of a pandas dtype, got 'nonsense' for column 'x'",
+        ),
+    ],
+)
+def test_entries_of_the_wrong_type(entry: dict[str, object], kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        Column.from_entry({"name": "x", "type": "categorical", **entry})
+
+
+def test_labels_may_be_a_list() -> None:
+    column = Column("x", "categorical", labels=["a", "b", "c"])
+    assert column.labels == ("a", "b", "c")
+    assert hash(column) == hash(Column("x", "categorical", labels=("a", "b", "c")))
+
+
+def test_whole_numbers_beyond_float_precision_are_not_taken_for_codes() -> None:
+    frame = pd.DataFrame({"x": [2**60 + 7 * row for row in range(60)]})
+    assert Schema.infer(frame)["x"].kind != "categorical"
