@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 # Columns of one chunk times K: the float64 copy of a chunk stays within a second-level cache.
-_CHUNK_ELEMENTS = 1 << 16
+_CHUNK_ELEMENTS = 1 << 17
 
 
 def gramian(blocks: Sequence[Tensor], groups: Sequence[int] | None = None) -> Tensor:
@@ -30,7 +30,7 @@ def gramian(blocks: Sequence[Tensor], groups: Sequence[int] | None = None) -> Te
         - output: ``(B, K, K)``, float64, on the first block's device.
 
     Cost:
-        One pass over the Jacobian, ``K^2 P`` multiplications, ``64k`` float64 elements of scratch memory.
+        One pass over the Jacobian, ``K^2 P`` multiplications, ``128k`` float64 elements of scratch memory.
     """
     number_of_losses = blocks[0].shape[0]
     indices = [0] * len(blocks) if groups is None else groups
@@ -96,7 +96,7 @@ def combine(blocks: Sequence[Tensor], weights: Tensor, groups: Sequence[int] | N
         - output: one tensor ``(...)`` a block, in the block's dtype, each with memory of its own.
 
     Cost:
-        One pass over the Jacobian, ``64k`` float64 elements of scratch memory. Products and sums are float64: where
+        One pass over the Jacobian, ``128k`` float64 elements of scratch memory. Products and sums are float64: where
         the rows nearly cancel, float32 sums lost up to three digits of d.
     """
     indices = [0] * len(blocks) if groups is None else groups
