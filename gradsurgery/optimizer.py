@@ -15,14 +15,12 @@ from .adapters import SurgeryClosure, SurgeryOnBackward
 from .aggregators import Aggregator
 from .delegation import DelegatingOptimizer, names_in, parameters_in
 from .distributed import check_single_process
-from .engines import Engine, Func, Loop, PerLossGradients, Request
+from .engines import Engine, PerLossGradients, Request, choose_engine
 from .losses import Losses, LossValues, check_extra_loss, named_losses, values_of
 from .ownership import Claim
 from .scope import Scope
 from .sharing import Sharing, parameters_of
 from .surgery import Plan, Surgery, operate
-
-_ENGINES: dict[str, type[Engine]] = {"loop": Loop, "func": Func}
 
 
 @dataclass
@@ -94,7 +92,7 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
                 f"MultiObjectiveOptimizer: `scope` must be one of {list(get_args(Scope))}, got {scope!r}."
             )
         super().__init__(optimizer)
-        self._engine = _engine(engine)
+        self._engine = choose_engine(engine)
         self._aggregator = aggregator
         self._scope = scope
         self._run = _Run(Sharing(shared), Claim(optimizer))
@@ -289,9 +287,7 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
         with torch.no_grad():
             factor = scale(torch.ones((), device=found.values.device)).double()
             factor = torch.where(factor == 0, torch.ones_like(factor), factor)
-            known = self._run.names
-            known = known + [name for name in found.all_names if name not in known]
-            objectives = [known.index(name) for name in found.names]
+            known, objectives = self._numbered(found)
             plan = Plan(
                 objectives=objectives,
                 scope=self._scope,
@@ -307,6 +303,12 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
         self._run.groups = surgery.groups or self._run.groups
         self._run.last = surgery
         return surgery
+
+    def _numbered(self, found: PerLossGradients) -> tuple[list[str], list[int]]:
+        """All names seen so far, in order of first appearance, and which of them the present losses are."""
+        known = self._run.names
+        known = known + [name for name in found.all_names if name not in known]
+        return known, [known.index(name) for name in found.names]
 
     def _warn_if_nothing_shared(self, found: PerLossGradients) -> None:
         declared = self._run.sharing.explicit
@@ -338,16 +340,3 @@ def _check_kinds(optimizer: object, aggregator: object) -> None:
         raise TypeError(
             f"MultiObjectiveOptimizer: `aggregator` must be an aggregator such as gs.UPGrad(), got {got}."
         )
-
-
-def _engine(engine: str | Engine) -> Engine:
-    if isinstance(engine, Engine):
-        return engine
-    if engine == "auto":
-        return Loop()
-    if engine not in _ENGINES:
-        raise ValueError(
-            f"MultiObjectiveOptimizer: `engine` must be 'auto', one of {sorted(_ENGINES)} or an Engine, "
-            f"got {engine!r}."
-        )
-    return _ENGINES[engine]()

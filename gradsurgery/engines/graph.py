@@ -36,19 +36,7 @@ def reach(roots: Sequence[Tensor]) -> Reach:
         Linear in the number of nodes, about a microsecond each; independent of the number of roots.
     """
     starts = [get_gradient_edge(root).node if root.requires_grad else None for root in roots]
-    waiting: dict[Any, int] = {node: 0 for node in starts if node is not None}
-    children: dict[Any, list[Any]] = {}
-    stack = list(waiting)
-    while stack:
-        node = stack.pop()
-        found = [child for child, _ in node.next_functions if child is not None]
-        children[node] = found
-        for child in found:
-            if child in waiting:
-                waiting[child] += 1
-            else:
-                waiting[child] = 1
-                stack.append(child)
+    children, waiting = _nodes_below([node for node in starts if node is not None])
     reached = dict.fromkeys(waiting, 0)
     for position, node in enumerate(starts):
         if node is not None:
@@ -79,3 +67,20 @@ def reach(roots: Sequence[Tensor]) -> Reach:
             if waiting[child] == 0:
                 ready.append(child)
     return Reach(leaves, frozenset(overlaps))
+
+
+def _nodes_below(starts: list[Any]) -> tuple[dict[Any, list[Any]], dict[Any, int]]:
+    """All nodes of the graph: the children of each, and how many parents each has."""
+    children: dict[Any, list[Any]] = {}
+    parents = dict.fromkeys(starts, 0)
+    stack = list(parents)
+    while stack:
+        node = stack.pop()
+        found = [child for child, _ in node.next_functions if child is not None]
+        children[node] = found
+        for child in found:
+            if child not in parents:
+                parents[child] = 0
+                stack.append(child)
+            parents[child] += 1
+    return children, parents
