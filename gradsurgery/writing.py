@@ -14,15 +14,19 @@ def add_gradients(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
     """
     fresh: dict[Tensor, Tensor] = {}
     targets, sources, rest = [], [], []
+    seen: set[Tensor] = set()
     for parameter, gradient in pairs:
-        current = fresh.get(parameter, parameter.grad)
-        if current is None:
+        current = parameter.grad
+        if parameter in seen:  # apart: a fused kernel must not write one tensor twice
+            rest.append((parameter, gradient))
+        elif current is None:
             fresh[parameter] = _laid_out(gradient, parameter)
-        elif current.is_sparse or gradient.is_sparse or parameter in fresh:
+        elif current.is_sparse or gradient.is_sparse:
             rest.append((parameter, gradient))
         else:
             targets.append(current)
             sources.append(gradient)
+        seen.add(parameter)
     if targets:  # first, because it is what can fail: a user's .grad may not be writable
         torch._foreach_add_(targets, sources)
     for parameter, gradient in fresh.items():

@@ -367,6 +367,26 @@ def test_extra_loss_on_a_sparse_parameter() -> None:
     torch.testing.assert_close(sparse.table.weight.grad.to_dense(), dense.table.weight.grad)
 
 
+def test_no_gradient_is_added_to_twice_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fused kernel would race with itself: accumulation, and an extra loss on the shared parameters."""
+    calls = []
+    plain = torch._foreach_add_
+
+    def watched(targets: list[Tensor], sources: list[Tensor]) -> None:
+        calls.append([target.data_ptr() for target in targets])
+        plain(targets, sources)
+
+    monkeypatch.setattr(torch, "_foreach_add_", watched)
+    model = TwoHeads()
+    optimizer = wrapped(model, gs.Sum())
+    for _ in range(2):
+        optimizer.backward(losses_of(model, X), extra_loss=model.trunk[0].weight.sum())
+    assert len(calls) == 1
+    assert len(set(calls[0])) == len(calls[0])
+    expected = plain_gradients(model, X)["trunk.0.weight"]
+    torch.testing.assert_close(model.trunk[0].weight.grad, 2 * (expected + 1))
+
+
 def test_parameters_of_several_dtypes() -> None:
     first, second = nn.Linear(3, 3), nn.Linear(3, 3).double()
     both = [*first.parameters(), *second.parameters()]
