@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .losses import Losses, is_several, named_losses
+from .losses import Losses, is_several
 from .surgery import Surgery
 
 
 class Surgeon(Protocol):
-    """Differentiates losses, with the weights given or else the method's."""
+    """Differentiates losses, with the weights of the first surgery of the step if this is a later one."""
 
-    def __call__(self, losses: Losses, weights: Tensor | None) -> Surgery: ...
+    def __call__(self, losses: Losses, first: Surgery | None) -> Surgery: ...
 
 
 class SurgeryClosure:
@@ -33,28 +33,17 @@ class SurgeryClosure:
         self._first: Surgery | None = None
 
     def __call__(self) -> Any:
-        fixed = None if self._first is None else self._first.weights
-        if self._always:
-            surgery = self._perform(self._closure, fixed)
-        else:
+        result: Any = self._closure
+        if not self._always:
             with torch.enable_grad():
                 result = self._closure()
             if not is_several(result):
                 return result
-            self._check_names(named_losses(result).names)
-            surgery = self._perform(result, fixed)
-        self._check_names(surgery.names)
+        surgery = self._perform(result, self._first)
         self._first = self._first or surgery
         if surgery.weights is None or surgery.weights.ndim != 1:
             return surgery.losses.sum()
         return (surgery.weights.to(surgery.losses.device) * surgery.losses).sum()
-
-    def _check_names(self, names: tuple[str, ...]) -> None:
-        if self._first is not None and names != self._first.names:
-            raise ValueError(
-                f"MultiObjectiveOptimizer: `closure` must return the same losses in every call of a step, got "
-                f"{list(names)} after {list(self._first.names)}."
-            )
 
 
 class SurgeryOnBackward(torch.autograd.Function):

@@ -85,8 +85,9 @@ def check_extra_loss(extra_loss: object) -> None:
     if extra_loss is None:
         return
     if not isinstance(extra_loss, Tensor) or extra_loss.numel() != 1:
-        got = _kind(extra_loss)
-        raise TypeError(f"MultiObjectiveOptimizer: `extra_loss` must be a scalar tensor or None, got {got}.")
+        raise TypeError(
+            f"MultiObjectiveOptimizer: `extra_loss` must be a scalar tensor or None, got {_kind(extra_loss)}."
+        )
 
 
 def _check_scalar(name: str, loss: object) -> Tensor:

@@ -161,8 +161,8 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
         if closure is None:
             return self._wrapped.step()
 
-        def perform(losses: Losses, weights: Tensor | None) -> Surgery:
-            return self._operate(losses, None, _unscaled, retain_graph=False, weights=weights)
+        def perform(losses: Losses, first: Surgery | None) -> Surgery:
+            return self._operate(losses, None, _unscaled, retain_graph=False, first=first)
 
         return self._wrapped.step(SurgeryClosure(perform, closure, always=self._engine.needs_callable))
 
@@ -267,7 +267,7 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
         extra_loss: Tensor | None,
         scale: Callable[[Tensor], Tensor],
         retain_graph: bool,
-        weights: Tensor | None = None,
+        first: Surgery | None = None,
     ) -> Surgery:
         check_single_process("MultiObjectiveOptimizer")
         names = names_in(self.param_groups)
@@ -295,7 +295,7 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
                 wrapped=request.wrapped,
                 names=names,
                 factor=factor,
-                weights=weights,
+                first=first,
                 last_groups=self._run.groups,
             )
             surgery = operate(found, self._aggregator, plan)

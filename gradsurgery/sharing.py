@@ -1,8 +1,8 @@
 """Which parameters the losses share: tags on modules and parameters, and what a wrapper makes of them.
 
 A tag is an attribute of the module. Copying or unpickling the module copies or unpickles the attribute, which then
-registers the new module; the parameters are looked up when they are needed. So a tag
-survives deepcopy, pickling and the replacement of parameters, at no cost in the forward pass.
+registers the new module; the parameters are looked up when they are needed. So a tag survives deepcopy, pickling and
+the replacement of parameters, at no cost in the forward pass.
 """
 
 import warnings

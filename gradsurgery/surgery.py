@@ -45,7 +45,7 @@ class Plan(NamedTuple):
         wrapped: The parameters of the wrapped optimizer.
         names: Names of parameters by id, where the optimizer has them.
         factor: What the gradients are multiplied by; the method sees them without it.
-        weights: Used in the place of the method's, if given.
+        first: An earlier surgery of the same step, whose weights serve again.
         last_groups: What each surgery of the last step was.
     """
 
@@ -55,12 +55,17 @@ class Plan(NamedTuple):
     wrapped: list[Tensor]
     names: dict[int, str]
     factor: Tensor
-    weights: Tensor | None = None
+    first: Surgery | None = None
     last_groups: tuple[str, ...] = ()
 
 
 def operate(found: PerLossGradients, method: Aggregator, plan: Plan) -> Surgery:
     """Aggregates per-loss gradients and writes all gradients to ``.grad``; if it raises, nothing has happened."""
+    if plan.first is not None and found.names != plan.first.names:
+        raise ValueError(
+            f"MultiObjectiveOptimizer: `closure` must return the same losses in every call of a step, got "
+            f"{list(found.names)} after {list(plan.first.names)}."
+        )
     if not found.blocks:
         add_gradients(found.plain)
         return Surgery(found.names, found.values, torch.ones_like(found.values), None)
@@ -69,7 +74,7 @@ def operate(found: PerLossGradients, method: Aggregator, plan: Plan) -> Surgery:
     _check_state(method, labels, plan.last_groups)
     rows = [part.rows for part in parts]
     sound = not method.stateful or all_finite(gradient for _, gradient in found.plain)
-    gramian, weights = None, plan.weights
+    gramian, weights = None, None if plan.first is None else plan.first.weights
     with method.transaction(commit=sound):
         if isinstance(method, GramianAggregator) and not method.needs_jacobian:
             if labels:

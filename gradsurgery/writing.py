@@ -5,6 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from .engines.base import added
+
 
 def add_gradients(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
     """Adds gradients to ``.grad``, in place where there is one already.
@@ -32,9 +34,8 @@ def add_gradients(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
     for parameter, gradient in fresh.items():
         parameter.grad = gradient
     for parameter, gradient in rest:
-        current = parameter.grad
-        if current is not None:
-            parameter.grad = gradient + current if current.is_sparse else current.add_(gradient)
+        if parameter.grad is not None:
+            parameter.grad = added(parameter.grad, gradient)
 
 
 def _laid_out(gradient: Tensor, parameter: Tensor) -> Tensor:

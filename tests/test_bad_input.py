@@ -198,6 +198,20 @@ def test_freed_graphs_are_reported_by_torch() -> None:
         optimizer.backward([loss.exp() for loss in losses])
 
 
+def test_sharded_parameters_are_refused(tmp_path: Any) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import distribute_tensor
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        weight = nn.Parameter(distribute_tensor(torch.ones(4), init_device_mesh("cpu", (1,))))
+        optimizer = gs.MultiObjectiveOptimizer(torch.optim.SGD([weight], lr=0.1), gs.Sum())
+        with pytest.raises(RuntimeError, match="unsharded parameters only, got a parameter of shape .*, a DTensor"):
+            optimizer.backward([weight.sum().to_local()])
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def _rank(rank: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     try:

@@ -196,6 +196,8 @@ class GramianAggregator(Aggregator):
         return kernels.combine(blocks, weights.unsqueeze(0))
 
     def _guarded_direction(self, blocks: list[Tensor], losses: Tensor | None, at: Tensor | None) -> list[Tensor]:
+        if self.needs_jacobian:
+            return super()._guarded_direction(blocks, losses, at)
         return self.direction(blocks, losses, at)  # solve() looks at the Gramian, which is smaller
 
     def _batched_direction(self, jacobians: Tensor, losses: Tensor | None, rows: Sequence[int] | None) -> Tensor:

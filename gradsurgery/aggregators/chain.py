@@ -89,8 +89,3 @@ class Chain(GramianAggregator):
             weights: Tensor = method.weights(reweighted, losses)  # type: ignore[operator]
             total = total * weights
         return total
-
-    def _guarded_direction(self, blocks: list[Tensor], losses: Tensor | None, at: Tensor | None) -> list[Tensor]:
-        if self.needs_jacobian:
-            return Aggregator._guarded_direction(self, blocks, losses, at)
-        return super()._guarded_direction(blocks, losses, at)

@@ -1,7 +1,7 @@
 """What every engine delivers: per-loss gradients of the shared parameters, plain sums for the rest."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..losses import Losses
 from ..sharing import Sharing, describe
-from .graph import Reach
+from .graph import Reach, reach
 
 
 @dataclass
@@ -91,6 +91,22 @@ class Request:
     names: dict[int, str] = field(default_factory=dict)
     workspace: dict[object, Tensor] = field(default_factory=dict)
 
+    def reach(self, scalars: Iterable[Tensor]) -> tuple[list[Tensor], Reach]:
+        """The scalars and the extra loss as roots, and what they reach, all of it fit to be differentiated."""
+        roots = [*scalars, *([] if self.extra_loss is None else [self.extra_loss])]
+        graph = reach(roots)
+        check_leaves(graph.leaves, self.names)
+        return roots, graph
+
+    def gradients(
+        self, roots: Sequence[Tensor], graph: Reach, position: int, leaves: Sequence[Tensor]
+    ) -> tuple[Tensor | None, ...]:
+        """The scaled gradients of one root; frees its graph unless somebody needs it again."""
+        with torch.enable_grad():  # scalarize() gets here from within a backward pass
+            scaled = self.scale(roots[position])
+        keep = self.retain_graph or graph.needed_again(position)
+        return torch.autograd.grad(scaled, leaves, retain_graph=keep, allow_unused=True)
+
 
 class Engine(ABC):
     """A way to obtain per-loss gradients. What it obtains does not depend on which engine it is, or it raises."""
@@ -115,16 +131,16 @@ class PlainSum:
             if gradient is None:
                 continue
             total = self._sums.get(parameter)
-            if total is None:
-                # autograd.grad may hand out the same memory for several inputs
-                self._sums[parameter] = gradient.clone()
-            elif total.is_sparse == gradient.is_sparse and not total.is_sparse:
-                total.add_(gradient)
-            else:
-                self._sums[parameter] = gradient + total if total.is_sparse else total + gradient
+            # autograd.grad may hand out the same memory for several inputs
+            self._sums[parameter] = gradient.clone() if total is None else added(total, gradient)
 
     def items(self) -> list[tuple[Tensor, Tensor]]:
         return list(self._sums.items())
+
+
+def added(total: Tensor, gradient: Tensor) -> Tensor:
+    """Adds a gradient to a total, in place where the total is dense, whichever of them is sparse."""
+    return gradient + total if total.is_sparse else total.add_(gradient)
 
 
 def check_leaves(leaves: Iterable[Tensor], names: dict[int, str]) -> None:
@@ -141,7 +157,7 @@ def check_leaves(leaves: Iterable[Tensor], names: dict[int, str]) -> None:
                 f"MultiObjectiveOptimizer: `losses` must reach real parameters only, got {describe(leaf, names)} "
                 f"of {leaf.dtype}. Store complex parameters as real ones (torch.view_as_real)."
             )
-        if type(leaf).__name__ == "DTensor" or type(leaf.data).__name__ == "DTensor":
+        if type(leaf).__name__ == "DTensor":
             raise RuntimeError(
                 f"MultiObjectiveOptimizer: `losses` must reach unsharded parameters only, got "
                 f"{describe(leaf, names)}, a DTensor. Sharded parameters are not supported in this version."

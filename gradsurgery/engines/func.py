@@ -91,7 +91,8 @@ class Func(Engine):
         TypeError: The losses are not handed over as a callable.
         RuntimeError: Shared modules are not declared, or ``torch.func`` cannot differentiate the closure:
             checkpointing, sparse gradients, custom Functions without ``setup_context``, in-place changes of
-            buffers outside the shared modules, alpha dropout on an input that is not contiguous.
+            buffers outside the shared modules, alpha dropout on an input that is not contiguous; or shared
+            parameters are used from elsewhere too, or have gradient hooks.
 
     Cost:
         One forward pass, one backward pass batched over the losses, K x P numbers; activations of the backward
@@ -127,7 +128,7 @@ class Func(Engine):
             else:
                 current.copy_(value)
         blocks = [
-            Block([parameter], rows.detach().flatten(1) if rows.ndim > 1 else rows.detach().unsqueeze(1))
+            Block([parameter], rows.detach().reshape(len(rows), parameter.numel()))
             for position, (parameter, rows) in enumerate(zip(parameters, jacobian, strict=True))
             if position in forward.reached
         ]
@@ -236,11 +237,8 @@ def _outer_gradients(losses: Tensor, places: _Places, request: Request) -> list[
     """Plain sums for what is not shared, from the outer graph of the same forward pass."""
     plain = PlainSum()
     with torch.enable_grad():
-        roots = [losses.sum()]
-    if request.extra_loss is not None:
-        roots.append(request.extra_loss)
-    graph = reach(roots)
-    check_leaves(graph.leaves, request.names)
+        total = losses.sum()
+    roots, graph = request.reach([total])
     for leaf, bits in graph.leaves.items():
         if bits & 1 and leaf in places.parameters:
             raise RuntimeError(
@@ -251,9 +249,5 @@ def _outer_gradients(losses: Tensor, places: _Places, request: Request) -> list[
     for position, root in enumerate(roots):
         leaves = [leaf for leaf, bits in graph.leaves.items() if bits >> position & 1]
         if root.requires_grad and leaves:
-            keep = request.retain_graph or graph.needed_again(position)
-            with torch.enable_grad():
-                scaled = request.scale(root)
-            gradients = torch.autograd.grad(scaled, leaves, retain_graph=keep, allow_unused=True)
-            plain.add(leaves, gradients)
+            plain.add(leaves, request.gradients(roots, graph, position, leaves))
     return plain.items()

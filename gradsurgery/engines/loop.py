@@ -3,8 +3,7 @@
 import torch
 
 from ..losses import named_losses, values_of
-from .base import Engine, PerLossGradients, PlainSum, Request, check_leaves, ordered
-from .graph import reach
+from .base import Engine, PerLossGradients, PlainSum, Request, ordered
 from .rows import Rows
 
 
@@ -26,11 +25,7 @@ class Loop(Engine):
         with torch.enable_grad():
             losses = request.losses() if callable(request.losses) else request.losses
         names, scalars, all_names = named_losses(losses)
-        roots = list(scalars)
-        if request.extra_loss is not None:
-            roots.append(request.extra_loss)
-        graph = reach(roots)
-        check_leaves(graph.leaves, request.names)
+        roots, graph = request.reach(scalars)
         leaves = ordered(graph, request.wrapped, len(scalars))
         shared = request.sharing.select(request.wrapped, leaves)
         rows = Rows(len(scalars), request.workspace)
@@ -48,14 +43,7 @@ class Loop(Engine):
                 own, others = [], [leaf for leaf, bits in graph.leaves.items() if bits & bit]
             if not own and not others:
                 continue
-            with torch.enable_grad():  # scalarize() gets here from within a backward pass
-                scaled = request.scale(root)
-            gradients = torch.autograd.grad(
-                scaled,
-                own + others,
-                retain_graph=request.retain_graph or graph.needed_again(position),
-                allow_unused=True,
-            )
+            gradients = request.gradients(roots, graph, position, own + others)
             rows.store(position, own, gradients[: len(own)])
             plain.add(others, gradients[len(own) :])
         return PerLossGradients(names, all_names, values_of(scalars), rows.blocks(), plain.items())

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from . import Run, Schema, Table, draw_comparison, fit, save_figure
+from . import Evaluation, Run, Schema, Table, draw_comparison, fit, save_figure
 from .atomic import write_whole
 from .frame import read_csv
 from .methods import METHODS, build_method
@@ -35,18 +35,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, RuntimeError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(format_comparison(runs))
+    evaluations = {name: run.evaluate() for name, run in runs.items()}
+    print(format_comparison(table.schema, evaluations))
+    text = json.dumps(summarise(runs, evaluations, seconds, options), indent=1, ensure_ascii=False, allow_nan=False)
     try:
-        _write(runs, seconds, options, out)
+        _write(runs, text, options, out)
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def _write(runs: Mapping[str, Run], seconds: Mapping[str, float], options: argparse.Namespace, out: Path) -> None:
+def _write(runs: Mapping[str, Run], text: str, options: argparse.Namespace, out: Path) -> None:
     """Writes the numbers and, where matplotlib is there, the figure."""
-    text = json.dumps(summarise(runs, seconds, options), indent=1, ensure_ascii=False, allow_nan=False)
     write_whole(out / "results.json", lambda file: file.write_text(text + "\n", encoding="utf-8"))
     print(f"numbers: {out / 'results.json'}")
     try:
@@ -109,14 +110,12 @@ def load_frame(name: str) -> pd.DataFrame:
     return frame
 
 
-def format_comparison(runs: Mapping[str, Run]) -> str:
+def format_comparison(schema: Schema, evaluations: Mapping[str, Evaluation]) -> str:
     """Errors and log-likelihoods of the test rows as text, one line a column."""
-    evaluations = {name: run.evaluate() for name, run in runs.items()}
-    schema = next(iter(runs.values())).table.schema
     width = max(8, *(len(name) for name in (*schema.names, "column")))
-    cell = max(8, *(len(name) for name in runs))
-    group = len(runs) * (cell + 2)
-    titles = "".join(f"  {name:>{cell}}" for name in runs)
+    cell = max(8, *(len(name) for name in evaluations))
+    group = len(evaluations) * (cell + 2)
+    titles = "".join(f"  {name:>{cell}}" for name in evaluations)
     lines = [
         f"{'':{width}}  {'':11}{'test error':>{group}}{'log-likelihood':>{group + 2}}",
         f"{'column':{width}}  {'kind':11}{titles}  {titles}",
@@ -131,7 +130,12 @@ def format_comparison(runs: Mapping[str, Run]) -> str:
     return "\n".join([*lines, rule, f"{'mean':{width}}  {'':11}{errors}  {likelihoods}"])
 
 
-def summarise(runs: Mapping[str, Run], seconds: Mapping[str, float], options: argparse.Namespace) -> dict[str, Any]:
+def summarise(
+    runs: Mapping[str, Run],
+    evaluations: Mapping[str, Evaluation],
+    seconds: Mapping[str, float],
+    options: argparse.Namespace,
+) -> dict[str, Any]:
     """Everything worth keeping about the runs, ready for JSON."""
     table = next(iter(runs.values())).table
     return {
@@ -145,12 +149,11 @@ def summarise(runs: Mapping[str, Run], seconds: Mapping[str, float], options: ar
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
         },
-        "methods": {name: _summarise_run(run, seconds[name]) for name, run in runs.items()},
+        "methods": {name: _summarise_run(run, evaluations[name], seconds[name]) for name, run in runs.items()},
     }
 
 
-def _summarise_run(run: Run, seconds: float) -> dict[str, Any]:
-    evaluation = run.evaluate()
+def _summarise_run(run: Run, evaluation: Evaluation, seconds: float) -> dict[str, Any]:
     return {
         "error": _finite(evaluation.error),
         "log_likelihood": _finite(evaluation.log_likelihood),

@@ -121,9 +121,14 @@ def decode_cells(values: Floats, column: Column) -> pd.Series:
     cells = np.rint(values) if whole else values
     if not missing.any():
         return pd.Series(cells, name=column.name).astype(dtype)
+    return pd.Series(cells, name=column.name).astype(_nullable(dtype))
+
+
+def _nullable(dtype: str) -> str:
+    """The dtype that can hold missing cells: pandas's twin of numpy's integers and booleans."""
     if dtype.startswith(("int", "uint")):
-        dtype = dtype.replace("int", "Int").replace("uInt", "UInt")
-    return pd.Series(cells, name=column.name).astype(dtype)
+        return dtype.replace("int", "Int").replace("uInt", "UInt")
+    return "boolean" if dtype == "bool" else dtype
 
 
 def _decode_labels(values: Floats, missing: NDArray[np.bool_], column: Column) -> pd.Series:
@@ -134,11 +139,7 @@ def _decode_labels(values: Floats, missing: NDArray[np.bool_], column: Column) -
         return pd.Series(pd.Categorical(cells, dtype=dtype), name=column.name)
     series = pd.Series(cells, name=column.name, dtype=object)
     wanted = column.dtype or "object"
-    if missing.any() and wanted.startswith(("int", "uint")):
-        wanted = wanted.replace("int", "Int").replace("uInt", "UInt")
-    elif missing.any() and wanted == "bool":
-        wanted = "boolean"
-    return series.astype(wanted)
+    return series.astype(_nullable(wanted) if missing.any() else wanted)
 
 
 def _checked_numbers(cells: Floats, column: Column) -> Floats:

@@ -63,7 +63,10 @@ def reconstruct(vae: VAE, features: Tensor) -> Tensor:
 
     Codes for categories; :meth:`Table.to_frame` turns them into labels.
     """
-    parameters = natural_parameters(vae, features)
+    return _modes(vae, natural_parameters(vae, features))
+
+
+def _modes(vae: VAE, parameters: tuple[Tensor, ...]) -> Tensor:
     modes = [likelihood.mode(eta) for likelihood, eta in zip(vae.likelihoods, parameters, strict=True)]
     return torch.stack(modes, dim=1)
 
@@ -115,8 +118,7 @@ def evaluate_rows(vae: VAE, table: Table, rows: Tensor, batch: Batch) -> Evaluat
         batch: Those rows, encoded.
     """
     parameters = natural_parameters(vae, batch.features)
-    modes = [likelihood.mode(eta) for likelihood, eta in zip(vae.likelihoods, parameters, strict=True)]
-    errors = column_errors(table, rows, torch.stack(modes, dim=1))
+    errors = column_errors(table, rows, _modes(vae, parameters))
     log_likelihoods = column_log_likelihoods(vae, table, rows, parameters)
     names = table.schema.names
     return Evaluation(

@@ -129,9 +129,8 @@ class VAE(nn.Module):
                     _xavier(layer.weight, layer.bias, gain, generator)
         for layer in (self.to_loc, self.to_scale):
             _xavier(layer.weight, layer.bias, 1.0, generator)
-        sizes = [likelihood.num_parameters for likelihood in self.likelihoods]
-        for weight in self.heads.weight.split(sizes):
-            nn.init.xavier_uniform_(weight, generator=generator)
+        for rows in self.heads.head_slices():
+            nn.init.xavier_uniform_(self.heads.weight[rows], generator=generator)
         if self.heads.bias is not None:
             self.heads.bias.fill_(BIAS)
 
