@@ -234,7 +234,7 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
             return
         parameters = parameters_in(self.param_groups)
         checkpoint.check(saved, len(parameters))
-        with self._aggregator.transaction(commit=True):
+        with self._aggregator.transaction():
             checkpoint.load_method(saved, self._aggregator)
             super().load_state_dict(rest)
         self._run.sharing.discovered = WeakTensorKeyDictionary()

@@ -75,7 +75,7 @@ def operate(found: PerLossGradients, method: Aggregator, plan: Plan) -> Surgery:
     rows = [part.rows for part in parts]
     sound = not method.stateful or all_finite(gradient for _, gradient in found.plain)
     gramian, weights = None, None if plan.first is None else plan.first.weights
-    with method.transaction(commit=sound):
+    with method.transaction() as roll_back:
         if isinstance(method, GramianAggregator) and not method.needs_jacobian:
             if labels:
                 gramian = kernels.gramian(rows, groups) / plan.factor.square()
@@ -90,6 +90,8 @@ def operate(found: PerLossGradients, method: Aggregator, plan: Plan) -> Surgery:
             (part.parameters[0], part.gradient(direction)) for part, direction in zip(parts, directions, strict=True)
         ]
         add_gradients(gradients + found.plain)
+        if not sound:
+            roll_back()
     return Surgery(found.names, found.values, weights, gramian, labels)
 
 

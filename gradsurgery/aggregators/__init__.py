@@ -1,5 +1,6 @@
 """The methods: per-loss gradients in, one direction out. One file each, one row each in the registry."""
 
+from ..state import Randomized
 from .base import Aggregator, GramianAggregator
 from .chain import Chain
 from .graddrop import GradDrop
@@ -9,7 +10,6 @@ from .mean import Mean
 from .mgda import MGDA
 from .pcgrad import PCGrad
 from .registry import CONTRACTS, Contract
-from .state import Randomized
 from .sum import Sum
 from .upgrad import UPGrad
 

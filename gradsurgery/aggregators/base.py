@@ -5,15 +5,17 @@ needs the gradients themselves subclasses :class:`Aggregator` and writes ``direc
 :class:`Randomized` before it.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import overload
 
 import torch
 from torch import Tensor
 
 from .. import kernels
-from .state import Stateful
+from ..state import Stateful
 
 
 class Aggregator(Stateful, ABC):
@@ -53,6 +55,7 @@ class Aggregator(Stateful, ABC):
         losses: Tensor | None = ...,
         *,
         rows: Sequence[int] | None = ...,
+        columns: Sequence[int] | None = ...,
         at: Tensor | None = ...,
     ) -> Tensor: ...
     @overload
@@ -62,6 +65,7 @@ class Aggregator(Stateful, ABC):
         losses: Tensor | None = ...,
         *,
         rows: Sequence[int] | None = ...,
+        columns: Sequence[int] | None = ...,
         at: Tensor | None = ...,
     ) -> list[Tensor]: ...
     @torch.no_grad()
@@ -71,6 +75,7 @@ class Aggregator(Stateful, ABC):
         losses: Tensor | None = None,
         *,
         rows: Sequence[int] | None = None,
+        columns: Sequence[int] | None = None,
         at: Tensor | None = None,
     ) -> Tensor | list[Tensor]:
         """Aggregates a Jacobian.
@@ -81,37 +86,50 @@ class Aggregator(Stateful, ABC):
             losses: Loss values, for the methods that use them.
             rows: Which objectives the rows belong to, when some are missing this time; methods with a state
                 per loss keep it by these numbers. ``None``: ``range(K)``.
+            columns: Which parameters the blocks belong to, when some are missing this time; methods that remember
+                gradients keep them by these numbers. ``None``: by position.
             at: As in :meth:`direction`.
 
         Shape:
             - jacobian: ``(..., K, P)``, or blocks ``(K, ...)``.
-            - losses: ``(K,)``.
+            - losses: ``(K,)``, or ``(..., K)`` for a batch.
             - output: ``(..., P)``, or a list of tensors ``(...)``.
 
         Raises:
             TypeError: The Jacobian is not floating point.
-            ValueError: The blocks disagree on K, K is zero, or ``rows`` does not name one objective a row.
+            ValueError: The blocks disagree on K, K is zero, ``rows`` does not name one objective a row, or a batch is
+                given to a method that remembers gradients.
         """
         single = isinstance(jacobian, Tensor)
         blocks = [jacobian] if isinstance(jacobian, Tensor) else list(jacobian)
         self._check_blocks(blocks, single)
         if not single or blocks[0].ndim == 2:
-            with self.objectives(rows, blocks[0].shape[0]):
+            with self.objectives(rows, blocks[0].shape[0], columns):
                 directions = self._guarded_direction(blocks, losses, at)
             return directions[0] if single else directions
         return self._batched_direction(blocks[0], losses, rows)
 
     def _batched_direction(self, jacobians: Tensor, losses: Tensor | None, rows: Sequence[int] | None) -> Tensor:
+        if self.keeps_buffers:
+            raise ValueError(
+                f"{type(self).__name__}: `jacobian` must be one (K, P) matrix or its blocks for a method that "
+                f"remembers gradients, got shape {tuple(jacobians.shape)}. Use one instance a problem."
+            )
+        matrices = jacobians.flatten(0, -3)
+        values = [losses] * len(matrices) if losses is None or losses.ndim < 2 else list(losses.flatten(0, -2))
         result = jacobians.new_empty(jacobians.shape[:-2] + jacobians.shape[-1:])
-        for direction, matrix in zip(result.view(-1, jacobians.shape[-1]), jacobians.flatten(0, -3), strict=True):
-            direction.copy_(self.forward(matrix, losses, rows=rows))
+        problems = zip(result.view(-1, jacobians.shape[-1]), matrices, values, strict=True)
+        for direction, matrix, own in problems:
+            direction.copy_(self.forward(matrix, own, rows=rows))
         return result
 
     def _guarded_direction(self, blocks: list[Tensor], losses: Tensor | None, at: Tensor | None) -> list[Tensor]:
         """:meth:`direction`, NaN and without trace in the state where a block is not finite."""
         finite = torch.stack([block.isfinite().all().to(blocks[0].device) for block in blocks]).all()
-        with self.transaction(commit=not self.stateful or bool(finite)):
+        with self.transaction() as roll_back:
             directions = self.direction(blocks, losses, at)
+            if self.stateful and not bool(finite):
+                roll_back()
         return [
             torch.where(finite.to(direction.device), direction, torch.full_like(direction, torch.nan))
             for direction in directions
@@ -151,12 +169,12 @@ class GramianAggregator(Aggregator):
         """Computes the weights of the rows.
 
         Args:
-            gramian: Inner products of the rows.
+            gramian: Inner products of the rows, finite, float64.
             losses: Loss values, for the methods that use them.
 
         Shape:
             - gramian: ``(..., K, K)``.
-            - losses: ``(K,)``.
+            - losses: ``(K,)``, or ``(..., K)`` for a batch.
             - output: ``(..., K)``, float64.
         """
 
@@ -177,15 +195,17 @@ class GramianAggregator(Aggregator):
             ValueError: ``gramian`` is not square in its last two dimensions.
         """
         gramian = as_gramian(gramian, type(self).__name__)
-        finite = gramian.isfinite().all(-1).all(-1)
-        identity = torch.eye(gramian.shape[-1], dtype=gramian.dtype, device=gramian.device)
-        safe = torch.where(finite[..., None, None], gramian, identity)
-        with self.objectives(rows, gramian.shape[-1]):
-            if not self.stateful or bool(finite.all()):
+        with nullcontext() if rows is None else self.objectives(rows, gramian.shape[-1]):
+            # a sum that is finite, which costs nothing to look at on a CPU, has only finite terms
+            if gramian.is_cpu and math.isfinite(gramian.sum()):
+                return self.weights(gramian, losses)
+            finite = gramian.isfinite().all(-1).all(-1)
+            identity = torch.eye(gramian.shape[-1], dtype=gramian.dtype, device=gramian.device)
+            safe = torch.where(finite[..., None, None], gramian, identity)
+            with self.transaction() as roll_back:
                 weights = self.weights(safe, losses)
-            else:
-                with self.transaction(commit=False):
-                    weights = self.weights(safe, losses)
+                if self.stateful and not bool(finite.all()):
+                    roll_back()
         return torch.where(finite[..., None], weights, torch.full_like(weights, torch.nan))
 
     def direction(

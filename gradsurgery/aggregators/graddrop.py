@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..state import Randomized
 from .base import Aggregator
-from .state import Randomized
 
 
 class GradDrop(Randomized, Aggregator):

@@ -6,11 +6,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from ..learning import PerLossAdam
 from .base import GramianAggregator
 
 Progress = Literal["loss", "gradient"]
 
-_BETA_1, _BETA_2, _ADAM_EPSILON = 0.9, 0.999, 1e-8
 _ROUNDING = 1e-12  # a norm this close to its target is there: Adam would make a full step of rounding's sign
 
 
@@ -78,25 +78,20 @@ class GradNorm(GramianAggregator):
             raise ValueError(f"GradNorm: `lr` must be a finite number > 0, got {lr!r}.")
         self.alpha = float(alpha)
         self.progress = progress
-        self.lr = float(lr)
-        for name in ("log_weights", "initial", "first_moment", "second_moment", "steps"):
-            self.register_buffer(name, None)
+        self.adam = PerLossAdam(float(lr))
+        self.register_per_loss("log_weights", 0.0)
+        self.register_per_loss("initial", math.nan)
 
     def weights(self, gramian: Tensor, losses: Tensor | None = None) -> Tensor:
         norms = gramian.diagonal(dim1=-2, dim2=-1).sqrt()
-        rows = self.current_rows(norms.shape[-1])
-        index = torch.tensor(rows, device=norms.device)
-        shape = (*norms.shape[:-1], max(rows) + 1)
-        logarithms = self.grow("log_weights", shape, norms, 0.0)
-        current = torch.softmax(logarithms[..., index], dim=-1) * len(rows)
+        logarithms = self.recall("log_weights", norms)
+        current = torch.softmax(logarithms, dim=-1) * norms.shape[-1]
         present = norms > 0
-        rate = self._relative_rate(norms, losses, index, shape, present)
-        self._learn(norms, current, rate, present, index, shape)
+        rate = self._relative_rate(norms, losses, present)
+        self.remember("log_weights", logarithms + self._change(norms, current, rate, present))
         return current
 
-    def _relative_rate(
-        self, norms: Tensor, losses: Tensor | None, index: Tensor, shape: tuple[int, ...], present: Tensor
-    ) -> Tensor:
+    def _relative_rate(self, norms: Tensor, losses: Tensor | None, present: Tensor) -> Tensor:
         """r to the power of alpha; 1 for rows that are zero."""
         if self.alpha == 0:
             return torch.ones_like(norms)
@@ -109,25 +104,16 @@ class GradNorm(GramianAggregator):
             )
         else:
             values = losses.to(norms).expand_as(norms)
-        initial = self.grow("initial", shape, norms, torch.nan)
-        known = initial[..., index]
+        known = self.recall("initial", norms)
         known = torch.where(known.isnan() & present & (values != 0) & values.isfinite(), values, known)
-        initial[..., index] = known
+        self.remember("initial", known)
         usable = present & ~known.isnan()
         ratios = torch.where(usable, (values / known).clamp_min(0.0), 0.0)
         mean = ratios.sum(-1, keepdim=True) / usable.sum(-1, keepdim=True).clamp_min(1)
         relative = ratios / torch.where(mean > 0, mean, 1.0)
         return torch.where(usable & (mean > 0), relative**self.alpha, 1.0)
 
-    def _learn(
-        self,
-        norms: Tensor,
-        current: Tensor,
-        rate: Tensor,
-        present: Tensor,
-        index: Tensor,
-        shape: tuple[int, ...],
-    ) -> None:
+    def _change(self, norms: Tensor, current: Tensor, rate: Tensor, present: Tensor) -> Tensor:
         """One Adam step on the logarithms of the weights of the rows that are not zero."""
         weighted = torch.where(present, current * norms, 0.0)
         mean = weighted.sum(-1, keepdim=True) / present.sum(-1, keepdim=True).clamp_min(1)
@@ -136,16 +122,4 @@ class GradNorm(GramianAggregator):
         off_target = present & (gap.abs() > _ROUNDING * (relative + rate))
         pull = torch.where(off_target, torch.sign(gap) * relative, 0.0)
         gradient = pull - current / current.shape[-1] * pull.sum(-1, keepdim=True)
-        first = self.grow("first_moment", shape, norms, 0.0)
-        second = self.grow("second_moment", shape, norms, 0.0)
-        steps = self.grow("steps", shape, norms, 0.0)
-        taken = steps[..., index] + 1
-        new_first = torch.lerp(first[..., index], gradient, 1 - _BETA_1)
-        new_second = torch.lerp(second[..., index], gradient.square(), 1 - _BETA_2)
-        denominator = (new_second / (1 - _BETA_2**taken)).sqrt() + _ADAM_EPSILON
-        change = -self.lr * new_first / (1 - _BETA_1**taken) / denominator
-        logarithms = self.grow("log_weights", shape, norms, 0.0)
-        logarithms[..., index] += torch.where(present, change, 0.0)
-        first[..., index] = torch.where(present, new_first, first[..., index])
-        second[..., index] = torch.where(present, new_second, second[..., index])
-        steps[..., index] = torch.where(present, taken, steps[..., index])
+        return self.adam.change(gradient, present)

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from ..kernels import project
+from ..state import Randomized
 from .base import GramianAggregator
-from .state import Randomized
 
 
 class PCGrad(Randomized, GramianAggregator):

@@ -1,0 +1,89 @@
+"""What every scalarizer is: a module that turns K losses into one scalar to differentiate."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from ..state import Stateful
+
+
+class Scalarizer(Stateful, ABC):
+    r"""Maps losses to one scalar: :math:`(L_1, \dots, L_K) \mapsto s`, for the price of one backward pass.
+
+    It weighs all gradients of loss k, shared parameters or not, by :math:`\partial s / \partial L_k`. What it learns
+    or remembers lies in buffers and changes with each call in training mode; after ``eval()`` it stands still.
+
+    Guarantees:
+        nonfinite_propagates: losses that are not finite give a scalar that is not finite, raise nothing and leave
+            the state as it was.
+        state_round_trip: saved, loaded, copied or pickled, a scalarizer continues bit-identically.
+    """
+
+    wants_second_look: bool = False
+    """Whether :meth:`update` is to be called with the losses after the optimizer's step."""
+
+    @abstractmethod
+    def scalar(self, losses: Tensor) -> Tensor:
+        """Computes the scalar, differentiable in the losses, and learns from them if ``self.training``.
+
+        Shape:
+            - losses: ``(K,)``, float64.
+            - output: ``()``, float64.
+        """
+
+    def forward(self, losses: Tensor | Sequence[Tensor], *, rows: Sequence[int] | None = None) -> Tensor:
+        """Combines the losses.
+
+        Args:
+            losses: A vector, or K scalars.
+            rows: Which objectives the losses are, when some are missing this time; what is kept for each loss is
+                kept by these numbers. ``None``: ``range(K)``.
+
+        Shape:
+            - losses: ``(K,)``.
+            - output: ``()``, in the dtype of the losses, at least float32.
+
+        Raises:
+            TypeError: The losses are not floating point tensors.
+            ValueError: There is none, or ``rows`` does not name one objective a loss.
+        """
+        vector = _as_vector(losses, type(self).__name__)
+        dtype = torch.promote_types(vector.dtype, torch.float32)
+        with nullcontext() if rows is None else self.objectives(rows, len(vector)), self.transaction() as roll_back:
+            result = self.scalar(vector.double())
+            if self.stateful and not bool(vector.isfinite().all()):
+                roll_back()
+        return result.to(dtype)
+
+    @torch.no_grad()
+    def update(self, losses: Tensor | Sequence[Tensor], *, rows: Sequence[int] | None = None) -> None:
+        """Takes a second look at the losses, after the step; does nothing unless ``wants_second_look``."""
+        vector = _as_vector(losses, type(self).__name__)
+        if not self.wants_second_look or not bool(vector.isfinite().all()):
+            return
+        with nullcontext() if rows is None else self.objectives(rows, len(vector)), self.transaction():
+            self.look_again(vector.double())
+
+    def look_again(self, losses: Tensor) -> None:
+        """Learns from the losses after the step; for a subclass that sets ``wants_second_look``."""
+        raise NotImplementedError
+
+
+def _as_vector(losses: Tensor | Sequence[Tensor], name: str) -> Tensor:
+    if isinstance(losses, Tensor):
+        vector = losses
+    else:
+        for loss in losses:
+            if not isinstance(loss, Tensor) or loss.numel() != 1:
+                got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+                raise TypeError(f"{name}: `losses` must be a vector or scalar tensors, got {got}.")
+        device = losses[0].device if losses else None
+        vector = torch.stack([loss.reshape(()).to(device) for loss in losses]) if losses else torch.empty(0)
+    if not vector.is_floating_point():
+        raise TypeError(f"{name}: `losses` must be floating point, got {vector.dtype}.")
+    if vector.ndim != 1 or len(vector) == 0:
+        raise ValueError(f"{name}: `losses` must be (K,) with K >= 1, got shape {tuple(vector.shape)}.")
+    return vector
