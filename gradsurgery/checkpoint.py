@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from .aggregators import Aggregator
+from .scalarizers import Scalarizer
 from .sharing import Sharing
 
 KEY = "gradsurgery"
@@ -15,7 +16,7 @@ _ENTRIES = {"method", "aggregator", "losses", "groups", "shared"}
 
 
 def pack(
-    method: Aggregator,
+    method: Aggregator | Scalarizer,
     losses: Sequence[str],
     groups: Sequence[str],
     sharing: Sharing,
@@ -49,7 +50,7 @@ def check(saved: dict[str, Any], parameters: int) -> None:
         )
 
 
-def load_method(saved: dict[str, Any], method: Aggregator) -> None:
+def load_method(saved: dict[str, Any], method: Aggregator | Scalarizer) -> None:
     """Loads the method's state; that of another method is left out with a warning, and the method starts afresh."""
     method.reset()
     if saved["method"] == _name(method):
@@ -63,5 +64,7 @@ def load_method(saved: dict[str, Any], method: Aggregator) -> None:
         )
 
 
-def _name(method: Aggregator) -> str:
-    return "/".join(type(member).__name__ for member in method.modules() if isinstance(member, Aggregator))
+def _name(method: Aggregator | Scalarizer) -> str:
+    return "/".join(
+        type(member).__name__ for member in method.modules() if isinstance(member, Aggregator | Scalarizer)
+    )

@@ -17,6 +17,10 @@ class NamedLosses(NamedTuple):
     scalars: tuple[Tensor, ...]
     all_names: tuple[str, ...]
 
+    def by_name(self) -> dict[str, Tensor | None]:
+        """The losses under their names, None for those that are absent."""
+        return {**dict.fromkeys(self.all_names), **dict(zip(self.names, self.scalars, strict=True))}
+
 
 def is_several(result: object) -> bool:
     """Whether a closure returned losses to differentiate, not the one value of a pass it has done itself.

@@ -1,8 +1,6 @@
 """The wrapper that users see: losses in, directions in ``.grad``, then the wrapped optimizer's step."""
 
-import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any, get_args
 
 import torch
@@ -14,26 +12,14 @@ from . import checkpoint
 from .adapters import SurgeryClosure, SurgeryOnBackward
 from .aggregators import Aggregator
 from .delegation import DelegatingOptimizer, names_in, parameters_in
-from .distributed import check_single_process
-from .engines import Engine, PerLossGradients, Request, choose_engine
-from .losses import Losses, LossValues, check_extra_loss, named_losses, values_of
+from .engines import Engine, Request, choose_engine
+from .losses import Losses, LossValues, check_extra_loss, is_several, named_losses, values_of
 from .ownership import Claim
+from .run import Method, Run, Settings
+from .scalarizers import Scalarizer
 from .scope import Scope
-from .sharing import Sharing, parameters_of
-from .surgery import Plan, Surgery, operate
-
-
-@dataclass
-class _Run:
-    """All that changes from step to step, in one object: proxies that copy attributes then share it."""
-
-    sharing: Sharing
-    claim: Claim
-    names: list[str] = field(default_factory=list)
-    groups: tuple[str, ...] = ()
-    last: Surgery | None = None
-    workspace: dict[object, Tensor] = field(default_factory=dict)
-    warned: bool = False
+from .sharing import Sharing
+from .surgery import Surgery
 
 
 class MultiObjectiveOptimizer(DelegatingOptimizer):
@@ -54,15 +40,16 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
 
     Args:
         optimizer: The optimizer to wrap; the same object keeps the parameters and their state.
-        aggregator: The method.
+        aggregator: The method: an aggregator, or a scalarizer, which weighs the losses in one backward pass, on all
+            parameters alike.
         shared: Modules or parameters that the losses share. ``None``: the tagged ones, or found automatically.
         engine: ``"loop"``, ``"func"``, an engine, or ``"auto"``: ``"loop"``, the most robust, and as fast as
-            batching on a CPU.
+            batching on a CPU. Not for a scalarizer.
         scope: One surgery over all shared parameters together, or one for each module or tensor.
 
     Raises:
         TypeError: ``optimizer`` or ``aggregator`` is of the wrong kind.
-        ValueError: ``engine`` or ``scope`` is unknown, or ``shared`` is empty.
+        ValueError: ``engine`` or ``scope`` is unknown, or not to be had with a scalarizer, or ``shared`` is empty.
 
     Cost:
         With ``"loop"``, K backward passes and K x P numbers, P the number of shared parameters.
@@ -80,27 +67,21 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
     def __init__(
         self,
         optimizer: Optimizer,
-        aggregator: Aggregator,
+        aggregator: Method,
         *,
         shared: nn.Module | Tensor | Iterable[nn.Module | Tensor] | None = None,
         engine: str | Engine = "auto",
         scope: Scope = "all",
     ) -> None:
-        _check_kinds(optimizer, aggregator)
-        if scope not in get_args(Scope):
-            raise ValueError(
-                f"MultiObjectiveOptimizer: `scope` must be one of {list(get_args(Scope))}, got {scope!r}."
-            )
+        _check(optimizer, aggregator, engine, scope)
         super().__init__(optimizer)
-        self._engine = choose_engine(engine)
-        self._aggregator = aggregator
-        self._scope = scope
-        self._run = _Run(Sharing(shared), Claim(optimizer))
+        settings = Settings(choose_engine(engine), aggregator, scope)
+        self._run = Run(settings, Sharing(shared), Claim(optimizer))
 
     @property
-    def aggregator(self) -> Aggregator:
+    def aggregator(self) -> Method:
         """The method."""
-        return self._aggregator
+        return self._run.settings.method
 
     @property
     def last_surgery(self) -> Surgery | None:
@@ -137,8 +118,8 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
             RuntimeError: A loss depends on something that would be differentiated wrongly.
         """
         check_extra_loss(extra_loss)
-        scale = _unscaled if grad_scaler is None else grad_scaler.scale
-        return self._operate(losses, extra_loss, scale, retain_graph)
+        scale = None if grad_scaler is None else grad_scaler.scale
+        return self._run.perform(self._request(losses, extra_loss=extra_loss, scale=scale, retain_graph=retain_graph))
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Steps the wrapped optimizer.
@@ -149,7 +130,8 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
                 (``engine="func"`` always differentiates). An optimizer that calls it several times in a step (LBFGS)
                 gets the first call's weights in all, and their weighted sum as the loss: a line search then sees
                 one function, if everything is shared. Task-specific parameters still get the plain sum of their
-                gradients; with such, do without a line search.
+                gradients; with such, do without a line search. For a scalarizer that takes a second look (FAMO), the
+                closure runs once more after the step, without gradients.
 
         Returns:
             What the wrapped optimizer's step returns.
@@ -162,9 +144,16 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
             return self._wrapped.step()
 
         def perform(losses: Losses, first: Surgery | None) -> Surgery:
-            return self._operate(losses, None, _unscaled, retain_graph=False, first=first)
+            return self._run.perform(self._request(losses), first)
 
-        return self._wrapped.step(SurgeryClosure(perform, closure, always=self._engine.needs_callable))
+        always = self._run.settings.engine.needs_callable
+        result = self._wrapped.step(SurgeryClosure(perform, closure, always=always))
+        if isinstance(self.aggregator, Scalarizer) and self.aggregator.wants_second_look:
+            with torch.no_grad():
+                losses = closure()
+            if is_several(losses):
+                self._run.update(losses)
+        return result
 
     step.hooked = True  # type: ignore[attr-defined]
 
@@ -186,24 +175,54 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
             TypeError: As :meth:`backward`, already here.
             ValueError: As :meth:`backward`, already here.
         """
-        if self._engine.needs_callable:
+        engine = self._run.settings.engine
+        if engine.needs_callable:
             raise TypeError(
                 "MultiObjectiveOptimizer: `engine` must not need a callable for scalarize(), got "
-                f"{type(self._engine).__name__}. Use engine='loop'."
+                f"{type(engine).__name__}. Use engine='loop'."
             )
         check_extra_loss(extra_loss)
         present = named_losses(losses)
         terms = [*present.scalars, *([] if extra_loss is None else [extra_loss.reshape(())])]
         value = values_of(terms).sum().to(torch.promote_types(terms[0].dtype, torch.float32))
-        by_name: dict[str, Tensor | None] = dict.fromkeys(present.all_names)
-        by_name.update(zip(present.names, present.scalars, strict=True))
+        named = present.by_name()
 
         def perform(factor: Tensor) -> None:
-            self._operate(by_name, extra_loss, lambda loss: loss * factor, retain_graph=False)
+            self._run.perform(self._request(named, extra_loss=extra_loss, scale=lambda loss: loss * factor))
 
         handle = torch.zeros((), device=value.device, requires_grad=True)
         result: Tensor = SurgeryOnBackward.apply(handle, value, perform)  # type: ignore[no-untyped-call]
         return result
+
+    def jacobian(self, losses: Losses) -> list[Tensor]:
+        """Differentiates the losses and changes nothing: no ``.grad``, no state of the method.
+
+        For methods that look at several batches (``observe`` of SDMGrad and MoDo), and for looking oneself.
+
+        Args:
+            losses: As for :meth:`backward`; their graph is freed.
+
+        Returns:
+            Per-loss gradients ``(K, *shape)`` of the shared parameters, in the optimizer's order.
+
+        Raises:
+            TypeError: As :meth:`backward`.
+            ValueError: As :meth:`backward`.
+            RuntimeError: As :meth:`backward`.
+        """
+        return self._run.jacobian(self._request(losses))
+
+    def update(self, losses: LossValues) -> None:
+        """Shows the losses after the step to a scalarizer that takes a second look (FAMO); others do not mind.
+
+        Args:
+            losses: The losses on the same batch as before the step.
+
+        Raises:
+            TypeError: The losses are of the wrong kind.
+            ValueError: A loss is not a scalar, or none is present.
+        """
+        self._run.update(losses)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
@@ -214,7 +233,7 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
         return {
             **super().state_dict(),
             checkpoint.KEY: checkpoint.pack(
-                self._aggregator,
+                self.aggregator,
                 self._run.names,
                 self._run.groups,
                 self._run.sharing,
@@ -234,8 +253,8 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
             return
         parameters = parameters_in(self.param_groups)
         checkpoint.check(saved, len(parameters))
-        with self._aggregator.transaction():
-            checkpoint.load_method(saved, self._aggregator)
+        with self.aggregator.transaction():
+            checkpoint.load_method(saved, self.aggregator)
             super().load_state_dict(rest)
         self._run.sharing.discovered = WeakTensorKeyDictionary()
         for position in saved["shared"]:
@@ -246,9 +265,7 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
     def __getstate__(self) -> dict[str, Any]:
         return {
             "optimizer": self._wrapped,
-            "aggregator": self._aggregator,
-            "engine": self._engine,
-            "scope": self._scope,
+            "settings": self._run.settings,
             "sharing": self._run.sharing,
             "names": list(self._run.names),
             "groups": self._run.groups,
@@ -256,87 +273,30 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         DelegatingOptimizer.__init__(self, state["optimizer"])
-        self._aggregator = state["aggregator"]
-        self._engine = state["engine"]
-        self._scope = state["scope"]
-        self._run = _Run(state["sharing"], Claim(self._wrapped), names=state["names"], groups=state["groups"])
+        claim = Claim(self._wrapped)
+        self._run = Run(state["settings"], state["sharing"], claim, names=state["names"], groups=state["groups"])
 
-    def _operate(
-        self,
-        losses: Losses,
-        extra_loss: Tensor | None,
-        scale: Callable[[Tensor], Tensor],
-        retain_graph: bool,
-        first: Surgery | None = None,
-    ) -> Surgery:
-        check_single_process("MultiObjectiveOptimizer")
-        names = names_in(self.param_groups)
-        self._run.claim.check(names)
-        request = Request(
-            losses=losses,
-            extra_loss=extra_loss,
-            wrapped=parameters_in(self.param_groups),
-            sharing=self._run.sharing,
-            scale=scale,
-            retain_graph=retain_graph,
-            names=names,
-            workspace=self._run.workspace,
-        )
-        found = self._engine.differentiate(request)
-        self._warn_if_nothing_shared(found)
-        with torch.no_grad():
-            factor = scale(torch.ones((), device=found.values.device)).double()
-            factor = torch.where(factor == 0, torch.ones_like(factor), factor)
-            known, objectives = self._numbered(found)
-            plan = Plan(
-                objectives=objectives,
-                scope=self._scope,
-                sharing=self._run.sharing,
-                wrapped=request.wrapped,
-                names=names,
-                factor=factor,
-                first=first,
-                last_groups=self._run.groups,
-            )
-            surgery = operate(found, self._aggregator, plan)
-        self._run.names = known  # numbers by first appearance, for methods with a state per loss
-        self._run.groups = surgery.groups or self._run.groups
-        self._run.last = surgery
-        return surgery
-
-    def _numbered(self, found: PerLossGradients) -> tuple[list[str], list[int]]:
-        """All names seen so far, in order of first appearance, and which of them the present losses are."""
-        known = self._run.names
-        known = known + [name for name in found.all_names if name not in known]
-        return known, [known.index(name) for name in found.names]
-
-    def _warn_if_nothing_shared(self, found: PerLossGradients) -> None:
-        declared = self._run.sharing.explicit
-        if found.blocks or declared is None or self._run.warned:
-            return
-        if not any(parameter.requires_grad for parameter in parameters_of(declared)):
-            return  # frozen on purpose
-        self._run.warned = True
-        warnings.warn(
-            "MultiObjectiveOptimizer: no loss reaches any of the parameters given as `shared`, so nothing was "
-            "done but add the gradients. Does `shared` belong to the model that computed the losses?",
-            UserWarning,
-            stacklevel=4,
-        )
+    def _request(self, losses: Losses, **options: Any) -> Request:
+        groups = self.param_groups
+        return self._run.request(losses, parameters_in(groups), names_in(groups), **options)
 
 
-def _unscaled(loss: Tensor) -> Tensor:
-    return loss
-
-
-def _check_kinds(optimizer: object, aggregator: object) -> None:
+def _check(optimizer: object, aggregator: object, engine: object, scope: object) -> None:
     if not isinstance(optimizer, Optimizer) or isinstance(optimizer, MultiObjectiveOptimizer):
         raise TypeError(
             f"MultiObjectiveOptimizer: `optimizer` must be a torch.optim.Optimizer that is not wrapped yet, got "
             f"{type(optimizer).__name__}."
         )
-    if not isinstance(aggregator, Aggregator):
+    if not isinstance(aggregator, Aggregator | Scalarizer):
         got = f"the class {aggregator.__name__}" if isinstance(aggregator, type) else type(aggregator).__name__
         raise TypeError(
-            f"MultiObjectiveOptimizer: `aggregator` must be an aggregator such as gs.UPGrad(), got {got}."
+            f"MultiObjectiveOptimizer: `aggregator` must be an aggregator such as gs.UPGrad(), or a scalarizer, got "
+            f"{got}."
+        )
+    if scope not in get_args(Scope):
+        raise ValueError(f"MultiObjectiveOptimizer: `scope` must be one of {list(get_args(Scope))}, got {scope!r}.")
+    if isinstance(aggregator, Scalarizer) and (engine != "auto" or scope != "all"):
+        raise ValueError(
+            f"MultiObjectiveOptimizer: `engine` and `scope` must be left out with a scalarizer, which needs no "
+            f"per-loss gradients, got {engine!r} and {scope!r}."
         )

@@ -1,6 +1,7 @@
 """One surgery: per-loss gradients and a method in, gradients to write out."""
 
 from dataclasses import dataclass
+from itertools import count
 from typing import NamedTuple
 
 import torch
@@ -61,20 +62,16 @@ class Plan(NamedTuple):
 
 def operate(found: PerLossGradients, method: Aggregator, plan: Plan) -> Surgery:
     """Aggregates per-loss gradients and writes all gradients to ``.grad``; if it raises, nothing has happened."""
-    if plan.first is not None and found.names != plan.first.names:
-        raise ValueError(
-            f"MultiObjectiveOptimizer: `closure` must return the same losses in every call of a step, got "
-            f"{list(found.names)} after {list(plan.first.names)}."
-        )
+    weights = None if plan.first is None else weights_of_first(plan.first, found.names)
     if not found.blocks:
         add_gradients(found.plain)
         return Surgery(found.names, found.values, torch.ones_like(found.values), None)
-    parts = _in_order(found.blocks, plan.wrapped)
+    parts = in_order(found.blocks, plan.wrapped)
     groups, labels = grouped(parts, plan.scope, plan.sharing, plan.wrapped, plan.names)
     _check_state(method, labels, plan.last_groups)
     rows = [part.rows for part in parts]
     sound = not method.stateful or all_finite(gradient for _, gradient in found.plain)
-    gramian, weights = None, None if plan.first is None else plan.first.weights
+    gramian = None
     with method.transaction() as roll_back:
         if isinstance(method, GramianAggregator) and not method.needs_jacobian:
             if labels:
@@ -85,7 +82,8 @@ def operate(found: PerLossGradients, method: Aggregator, plan: Plan) -> Surgery:
                 weights = method.solve(gramian, found.values, rows=plan.objectives)
             directions = kernels.combine(rows, weights if labels else weights.unsqueeze(0), groups)
         else:
-            directions = _directions(rows, groups, found.values, method, plan)
+            weights = None
+            directions = _directions(rows, groups, found.values, method, plan, _columns(parts, plan.wrapped))
         gradients = [
             (part.parameters[0], part.gradient(direction)) for part, direction in zip(parts, directions, strict=True)
         ]
@@ -95,11 +93,28 @@ def operate(found: PerLossGradients, method: Aggregator, plan: Plan) -> Surgery:
     return Surgery(found.names, found.values, weights, gramian, labels)
 
 
-def _in_order(blocks: list[Block], wrapped: list[Tensor]) -> list[Block]:
+def weights_of_first(first: Surgery, names: tuple[str, ...]) -> Tensor | None:
+    """The weights of the first surgery of a step, for another one with the same losses."""
+    if names != first.names:
+        raise ValueError(
+            f"MultiObjectiveOptimizer: `closure` must return the same losses in every call of a step, got "
+            f"{list(names)} after {list(first.names)}."
+        )
+    return first.weights
+
+
+def in_order(blocks: list[Block], wrapped: list[Tensor]) -> list[Block]:
     """One block a parameter, in the optimizer's order whatever the engine's: random methods draw in this order."""
-    positions = {id(parameter): position for position, parameter in enumerate(wrapped)}
     parts = [part for block in blocks for part in block.split()]
-    return sorted(parts, key=lambda part: positions.get(id(part.parameters[0]), len(positions)))
+    columns = dict(zip(map(id, parts), _columns(parts, wrapped), strict=True))
+    return sorted(parts, key=lambda part: columns[id(part)])
+
+
+def _columns(parts: list[Block], wrapped: list[Tensor]) -> list[int]:
+    """The position of each block's parameter in the optimizer; those that it does not hold follow."""
+    positions = {id(parameter): position for position, parameter in enumerate(wrapped)}
+    others = count(len(positions))
+    return [positions[key] if (key := id(part.parameters[0])) in positions else next(others) for part in parts]
 
 
 def _check_state(method: Aggregator, labels: tuple[str, ...], last: tuple[str, ...]) -> None:
@@ -120,17 +135,18 @@ def _check_state(method: Aggregator, labels: tuple[str, ...], last: tuple[str, .
 
 
 def _directions(
-    rows: list[Tensor], groups: list[int], losses: Tensor, method: Aggregator, plan: Plan
+    rows: list[Tensor], groups: list[int], losses: Tensor, method: Aggregator, plan: Plan, columns: list[int]
 ) -> list[Tensor]:
     """Hands the Jacobian itself to the method, group by group."""
     scaled = bool(plan.factor != 1)
     result: list[Tensor] = [rows[0]] * len(rows)
     for group in range(max(groups) + 1):
-        members = [position for position, own in enumerate(groups) if own == group]
+        members = [position for position, owner in enumerate(groups) if owner == group]
         blocks = [rows[position] for position in members]
         if scaled:  # float16 would lose in this division what the scale is for
             blocks = [block.to(torch.promote_types(block.dtype, torch.float32)) / plan.factor for block in blocks]
-        directions = method(blocks, losses, rows=plan.objectives)
+        own = [columns[position] for position in members]
+        directions = method(blocks, losses, rows=plan.objectives, columns=own)
         for position, direction in zip(members, directions, strict=True):
             full = direction * plan.factor if scaled else direction
             result[position] = full.to(rows[position].dtype)

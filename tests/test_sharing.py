@@ -549,7 +549,7 @@ def test_tensors_keep_their_state_whichever_are_reached() -> None:
         with pytest.raises(
             ValueError, match=r"GradNorm over \['tensor 1', 'tensor 2'\] after \['tensor 0', 'tensor 1'\]"
         ):
-            target._operate(_of(target, losses(1, 2), tensors), None, lambda loss: loss, False)
+            target._run.perform(target._request(_of(target, losses(1, 2), tensors)))
     resumed = gs.MultiObjectiveOptimizer(plain, gs.GradNorm(alpha=0.0), shared=tensors, scope="tensor")
     resumed.load_state_dict(optimizer.state_dict())
     with pytest.raises(ValueError, match="the groups change from step to step"):

@@ -37,6 +37,14 @@ class Block:
             for parameter, part in zip(self.parameters, self.rows.split(sizes, dim=1), strict=True)
         ]
 
+    def dense(self) -> Tensor:
+        """The rows of a block of one parameter as ``(K, *shape)``, zeros included."""
+        (parameter,) = self.parameters
+        if self.indices is None:
+            return self.rows
+        full = self.rows.new_zeros(len(self.rows), *parameter.shape)
+        return full.index_copy_(1, self.indices, self.rows.view(len(self.rows), -1, *parameter.shape[1:]))
+
     def gradient(self, direction: Tensor) -> Tensor:
         """Turns the direction of a block of one parameter into the parameter's gradient."""
         (parameter,) = self.parameters

@@ -1,0 +1,143 @@
+"""What one wrapper does and remembers from step to step, in one object that proxies which copy attributes share."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from .aggregators import Aggregator
+from .distributed import check_single_process
+from .engines import Engine, PerLossGradients, Request
+from .losses import Losses, LossValues, named_losses, values_of
+from .ownership import Claim
+from .scalarizers import Scalarizer
+from .scope import Scope
+from .sharing import Sharing, parameters_of
+from .surgery import Plan, Surgery, in_order, operate
+from .weighing import weigh
+
+Method = Aggregator | Scalarizer
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user chose, once and for all."""
+
+    engine: Engine
+    method: Method
+    scope: Scope
+
+
+@dataclass
+class Run:
+    """The surgeries of one wrapper.
+
+    Args:
+        settings: What the user chose.
+        sharing: Which parameters are shared.
+        claim: On the parameters, against a second wrapper.
+        names: All losses seen so far by first appearance: their numbers, for methods with a state per loss.
+        groups: What each surgery of the last step was.
+        last: What the last surgery did.
+        workspace: Buffers that may be used again in the next step.
+        warned: Whether the user was told that nothing is shared.
+    """
+
+    settings: Settings
+    sharing: Sharing
+    claim: Claim
+    names: list[str] = field(default_factory=list)
+    groups: tuple[str, ...] = ()
+    last: Surgery | None = None
+    workspace: dict[object, Tensor] = field(default_factory=dict)
+    warned: bool = False
+
+    def request(
+        self,
+        losses: Losses,
+        wrapped: list[Tensor],
+        names: dict[int, str],
+        *,
+        extra_loss: Tensor | None = None,
+        scale: Callable[[Tensor], Tensor] | None = None,
+        retain_graph: bool = False,
+    ) -> Request:
+        """Puts down what is to be differentiated, after checking that it is this wrapper's to differentiate."""
+        check_single_process("MultiObjectiveOptimizer")
+        self.claim.check(names)
+        return Request(
+            losses=losses,
+            extra_loss=extra_loss,
+            wrapped=wrapped,
+            sharing=self.sharing,
+            scale=_unscaled if scale is None else scale,
+            retain_graph=retain_graph,
+            names=names,
+            workspace=self.workspace,
+        )
+
+    def perform(self, request: Request, first: Surgery | None = None) -> Surgery:
+        """Does one surgery, with the weights of the first one of the step if this is a later one."""
+        method = self.settings.method
+        if isinstance(method, Scalarizer):
+            known, surgery = weigh(request, method, self.numbered, first)
+        else:
+            found = self.settings.engine.differentiate(request)
+            self._warn_if_nothing_shared(found)
+            known, objectives = self.numbered(found.names, found.all_names)
+            with torch.no_grad():
+                factor = request.scale(torch.ones((), device=found.values.device)).double()
+                plan = Plan(
+                    objectives=objectives,
+                    scope=self.settings.scope,
+                    sharing=self.sharing,
+                    wrapped=request.wrapped,
+                    names=request.names,
+                    factor=torch.where(factor == 0, torch.ones_like(factor), factor),
+                    first=first,
+                    last_groups=self.groups,
+                )
+                surgery = operate(found, method, plan)
+        self.names = known
+        self.groups = surgery.groups or self.groups
+        self.last = surgery
+        return surgery
+
+    def jacobian(self, request: Request) -> list[Tensor]:
+        """The per-loss gradients of the shared parameters, in the optimizer's order, in memory of their own."""
+        found = self.settings.engine.differentiate(replace(request, workspace={}))
+        return [part.dense() for part in in_order(found.blocks, request.wrapped)]
+
+    def update(self, losses: LossValues) -> None:
+        """Shows a scalarizer the losses after the step."""
+        method = self.settings.method
+        if not isinstance(method, Scalarizer) or not method.wants_second_look:
+            return
+        present = named_losses(losses, differentiable=False)
+        self.names, objectives = self.numbered(present.names, present.all_names)
+        method.update(values_of(present.scalars), rows=objectives)
+
+    def numbered(self, present: Sequence[str], every: Sequence[str]) -> tuple[list[str], list[int]]:
+        """All names seen so far, in order of first appearance, and which of them the present losses are."""
+        known = self.names + [name for name in every if name not in self.names]
+        return known, [known.index(name) for name in present]
+
+    def _warn_if_nothing_shared(self, found: PerLossGradients) -> None:
+        declared = self.sharing.explicit
+        if found.blocks or declared is None or self.warned:
+            return
+        if not any(parameter.requires_grad for parameter in parameters_of(declared)):
+            return  # frozen on purpose
+        self.warned = True
+        warnings.warn(
+            "MultiObjectiveOptimizer: no loss reaches any of the parameters given as `shared`, so nothing was "
+            "done but add the gradients. Does `shared` belong to the model that computed the losses?",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def _unscaled(loss: Tensor) -> Tensor:
+    return loss
