@@ -46,6 +46,7 @@ PEERS: dict[str, tuple[str, Callable[[Any, int], Any]]] = {
     "DualProj": ("gramian", lambda a, k: a.DualProjWeighting()),
     "Krum": ("gramian", lambda a, k: a.KrumWeighting(n_byzantine=1, n_selected=1)),
     "CRMOGM": ("gramian", lambda a, k: a.CRMOGMWeighting(a.MGDAWeighting())),
+    "PCD": ("gramian", lambda a, k: a.PCDWeighting()),
     "NashMTL": ("root", lambda a, k: a.NashMTL(n_tasks=k)),
     "ConFIG": ("root", lambda a, k: a.ConFIG()),
     "ExcessMTL": ("jacobian", lambda a, k: a.ExcessMTL()),

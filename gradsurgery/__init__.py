@@ -8,7 +8,7 @@ Wrap an optimizer, hand over the losses instead of their sum::
     optimizer.step()
 """
 
-from . import aggregators, engines, kernels, solvers
+from . import aggregators, engines, kernels, scalarizers, solvers
 from .aggregators import (
     IMTLG,
     MGDA,
@@ -24,7 +24,8 @@ from .aggregators import (
     UPGrad,
 )
 from .block import FusedHeads, ImpartialityBlock
-from .engines import Func, Loop, functional_jacobian
+from .catalogue import available, get
+from .engines import functional_jacobian
 from .optimizer import MultiObjectiveOptimizer
 from .sharing import shared_parameters, tag_shared, untag_shared
 from .surgery import Surgery
@@ -52,17 +53,19 @@ __all__ = [
     "PCGrad",
     "Sum",
     "UPGrad",
+    # methods by name
+    "available",
+    "get",
     # writing a method
     "Aggregator",
     "GramianAggregator",
     "Randomized",
     # how gradients are obtained
-    "Func",
-    "Loop",
     "functional_jacobian",
     # parts
     "aggregators",
     "engines",
     "kernels",
+    "scalarizers",
     "solvers",
 ]  # fmt: skip

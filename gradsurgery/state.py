@@ -64,6 +64,9 @@ class Stateful(nn.Module):
         Raises:
             ValueError: What is remembered has another shape.
         """
+        buffer = self._all_of(name, block, like)
+        if buffer is not None:
+            return buffer
         buffer = self._whole(name, block, like)
         for dim in self._per_loss[name].dims:
             rows = self.current_rows(like.shape[dim])
@@ -73,6 +76,10 @@ class Stateful(nn.Module):
 
     def remember(self, name: str, values: Tensor, block: int = 0) -> None:
         """Replaces what :meth:`recall` returns of the losses of this call; that of others stays as it is."""
+        whole = self._all_of(name, block, values)
+        if whole is not None:
+            self._buffers[self._key(name, block)] = values.to(whole.dtype)
+            return
         whole = self._whole(name, block, values)
         dims = self._per_loss[name].dims
         rows = self.current_rows(values.shape[dims[0]])
@@ -94,6 +101,13 @@ class Stateful(nn.Module):
             return name
         return f"{name}_{block if self._blocks is None else self._blocks[block]}"
 
+    def _all_of(self, name: str, block: int, like: Tensor) -> Tensor | None:
+        """The buffer where it belongs to just the losses of this call: the common case, at little overhead."""
+        buffer = self._buffers.get(self._key(name, block))
+        if buffer is None or self._rows is not None or buffer.shape != like.shape:
+            return None
+        return buffer.to(like.device)  # a checkpoint may have been loaded on the host
+
     def _whole(self, name: str, block: int, like: Tensor) -> Tensor:
         """The buffer with the entries of all losses, those of new ones filled in."""
         layout = self._per_loss[name]
@@ -113,7 +127,7 @@ class Stateful(nn.Module):
                 f"{type(self).__name__}: `{argument}` must keep the shape that the method's state has, "
                 f"{tuple(buffer.shape)}, got {tuple(shape)}. Call reset() to start over."
             )
-        buffer = buffer.to(like.device)  # a checkpoint may have been loaded on the host
+        buffer = buffer.to(like.device)
         if size == list(buffer.shape):
             return buffer
         larger = buffer.new_full(size, layout.fill)
@@ -130,6 +144,8 @@ class Stateful(nn.Module):
             raise ValueError(
                 f"{type(self).__name__}: `rows` must be {count} different indices >= 0, got {list(chosen)}."
             )
+        if chosen == tuple(range(count)):
+            chosen = None
         members = self._members()
         previous = [(member._rows, member._blocks) for member in members]
         for member in members:
@@ -192,17 +208,18 @@ class Stateful(nn.Module):
     ) -> None:
         """Takes buffers as they were saved, also those that this instance has not created yet or has outgrown."""
         for key in state_dict:
-            name, _, block = key.removeprefix(prefix).rpartition("_")
+            own = key.removeprefix(prefix)
+            name, _, block = own.rpartition("_")
             known = self._per_loss.get(name)
             if key.startswith(prefix) and known is not None and known.per_block and block.isdecimal():
-                self.register_buffer(key.removeprefix(prefix), self._buffers.get(key.removeprefix(prefix)))
+                self._buffers.setdefault(own, None)
         for name, current in self._buffers.items():
             saved = state_dict.get(prefix + name)
-            if isinstance(saved, Tensor) and (current is None or current.shape != saved.shape):
-                device = saved.device if current is None else current.device
-                self._buffers[name] = torch.empty_like(saved, device=device)
-            elif isinstance(saved, Tensor) and current is not None:
-                self._buffers[name] = current.clone()  # loading writes in place
+            if isinstance(saved, Tensor):
+                if current is not None and (current.shape, current.dtype) == (saved.shape, saved.dtype):
+                    self._buffers[name] = current.clone()  # loading writes in place
+                else:
+                    self._buffers[name] = torch.empty_like(saved, device=None if current is None else current.device)
             elif strict and self._initial.get(name) is None:
                 self._buffers[name] = None  # saved before its first use
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)

@@ -231,7 +231,9 @@ def test_loop_agrees_with_the_definition(name: str) -> None:
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # LSTM under vmap
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.without_func])
 @pytest.mark.parametrize(
-    "engine", ["func", gs.Func(chunk_size=2), gs.Func(chunk_size=1)], ids=["func", "chunks of 2", "chunks of 1"]
+    "engine",
+    ["func", gs.engines.Func(chunk_size=2), gs.engines.Func(chunk_size=1)],
+    ids=["func", "chunks of 2", "chunks of 1"],
 )
 def test_func_agrees_with_loop(name: str, engine: Any) -> None:
     one, other = Problem(CASES[name]), Problem(CASES[name])

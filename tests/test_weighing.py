@@ -92,7 +92,7 @@ def assert_all_near(found: list[Tensor | None], expected: list[Tensor]) -> None:
 
 def test_all_parameters_get_the_gradient_of_the_scalar() -> None:
     problem = Problem()
-    values = [float(loss) for loss in problem.losses().values()]
+    values = [float(loss.detach()) for loss in problem.losses().values()]
     surgery = problem.wrap(Balance()).backward(problem.losses())
     expected = by_hand(problem, [1 / value for value in values])
     assert_all_near(problem.gradients(), expected)
@@ -105,7 +105,7 @@ def test_all_parameters_get_the_gradient_of_the_scalar() -> None:
 def test_extra_loss_is_added_outside() -> None:
     problem = Problem()
     penalty = sum(parameter.square().sum() for parameter in problem.parameters)
-    values = [float(loss) for loss in problem.losses().values()]
+    values = [float(loss.detach()) for loss in problem.losses().values()]
     expected = by_hand(problem, [1 / value for value in values], penalty)
     problem.wrap(Balance()).backward(problem.losses(), extra_loss=penalty)
     assert_all_near(problem.gradients(), expected)
@@ -240,7 +240,7 @@ def test_a_closure_gets_a_second_look_after_the_step() -> None:
         before = problem.losses()
         optimizer.step(closure)
         after = problem.losses()
-        expected = [float(after[name] > before[name]) for name in before]
+        expected = [float(after[name].detach() > before[name].detach()) for name in before]
         assert (method.rises - torch.tensor(expected)).min() >= 0
     assert modes == [True, False] * 10
     assert method.rises.sum() > 0

@@ -1,5 +1,6 @@
 """What every scalarizer is: a module that turns K losses into one scalar to differentiate."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -14,11 +15,12 @@ class Scalarizer(Stateful, ABC):
     r"""Maps losses to one scalar: :math:`(L_1, \dots, L_K) \mapsto s`, for the price of one backward pass.
 
     It weighs all gradients of loss k, shared parameters or not, by :math:`\partial s / \partial L_k`. What it learns
-    or remembers lies in buffers and changes with each call in training mode; after ``eval()`` it stands still.
+    or remembers lies in buffers and changes with each call in training mode; after ``eval()`` a call computes what it
+    would in training and leaves no trace.
 
     Guarantees:
-        nonfinite_propagates: losses that are not finite give a scalar that is not finite, raise nothing and leave
-            the state as it was.
+        nonfinite_propagates: with a loss that is not finite, the scalar and its derivatives are NaN, nothing is
+            raised and the state stays as it was.
         state_round_trip: saved, loaded, copied or pickled, a scalarizer continues bit-identically.
     """
 
@@ -27,7 +29,7 @@ class Scalarizer(Stateful, ABC):
 
     @abstractmethod
     def scalar(self, losses: Tensor) -> Tensor:
-        """Computes the scalar, differentiable in the losses, and learns from them if ``self.training``.
+        """Computes the scalar, differentiable in the losses, and learns from their values.
 
         Shape:
             - losses: ``(K,)``, float64.
@@ -52,17 +54,26 @@ class Scalarizer(Stateful, ABC):
         """
         vector = _as_vector(losses, type(self).__name__)
         dtype = torch.promote_types(vector.dtype, torch.float32)
-        with nullcontext() if rows is None else self.objectives(rows, len(vector)), self.transaction() as roll_back:
-            result = self.scalar(vector.double())
-            if self.stateful and not bool(vector.isfinite().all()):
+        with nullcontext() if rows is None else self.objectives(rows, len(vector)):
+            return self._guarded_scalar(vector.double()).to(dtype)
+
+    def _guarded_scalar(self, losses: Tensor) -> Tensor:
+        """:meth:`scalar`, NaN and without trace in the state where a loss is not finite."""
+        if not (losses.is_cpu or self.stateful):
+            return self.scalar(losses) * torch.where(losses.isfinite().all(), 1.0, torch.nan)
+        # a sum that is finite, the fastest to look at, has only finite terms
+        finite = math.isfinite(losses.detach().sum()) or bool(losses.isfinite().all())
+        with self.transaction() as roll_back:
+            result = self.scalar(losses)
+            if not (finite and self.training):
                 roll_back()
-        return result.to(dtype)
+        return result if finite else result * torch.nan
 
     @torch.no_grad()
     def update(self, losses: Tensor | Sequence[Tensor], *, rows: Sequence[int] | None = None) -> None:
-        """Takes a second look at the losses, after the step; does nothing unless ``wants_second_look``."""
+        """Takes a second look at the losses, after the step; for those that want one, in training mode."""
         vector = _as_vector(losses, type(self).__name__)
-        if not self.wants_second_look or not bool(vector.isfinite().all()):
+        if not (self.wants_second_look and self.training and bool(vector.isfinite().all())):
             return
         with nullcontext() if rows is None else self.objectives(rows, len(vector)), self.transaction():
             self.look_again(vector.double())
@@ -70,6 +81,21 @@ class Scalarizer(Stateful, ABC):
     def look_again(self, losses: Tensor) -> None:
         """Learns from the losses after the step; for a subclass that sets ``wants_second_look``."""
         raise NotImplementedError
+
+    def next_epoch(self) -> None:
+        """Says that an epoch is over, to the scalarizers that compare epochs (DWA); others do not mind."""
+
+    def refuse(self, losses: Tensor, wrong: Tensor, rule: str) -> None:
+        """Raises a ValueError that names the first loss that is ``wrong``, if all losses are finite.
+
+        It waits for the device: where nothing else does, call it for losses on the CPU only.
+        """
+        if bool(wrong.any()) and bool(losses.isfinite().all()):
+            index = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"{type(self).__name__}: `losses` must be {rule}, got {float(losses[index])} for loss "
+                f"{self.current_rows(len(losses))[index]}."
+            )
 
 
 def _as_vector(losses: Tensor | Sequence[Tensor], name: str) -> Tensor:

@@ -1,0 +1,35 @@
+"""The plain sum of the losses."""
+
+from torch import Tensor
+
+from .base import Scalarizer
+
+
+class Sum(Scalarizer):
+    r"""Adds the losses: what training does without surgery.
+
+    .. math:: s = \sum_k L_k
+
+    Guarantees:
+        permutation_equivariant: the order of the losses does not matter.
+        monotone: no loss is weighed negatively.
+        linear_under_scaling: the weights do not depend on the unit of any loss.
+        scale_equivariant: the weights do not depend on the common scale of the losses.
+        constant_total: the weights add up to K.
+        one_loss_is_identity: one loss has weight 1.
+        no_host_sync: nothing is copied to the host.
+
+    Shape:
+        - losses: ``(K,)``.
+        - output: ``()``.
+
+    Cost:
+        One backward pass.
+
+    Example:
+        >>> Sum()(torch.tensor([1.0, 3.0]))
+        tensor(4.)
+    """
+
+    def scalar(self, losses: Tensor) -> Tensor:
+        return losses.sum()
