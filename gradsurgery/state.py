@@ -33,9 +33,10 @@ class Stateful(nn.Module):
         self._per_loss: dict[str, _PerLoss] = {}
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
-        """As in torch; what is registered is what :meth:`reset` goes back to."""
+        """As in torch; what is registered first is what :meth:`reset` goes back to."""
         super().register_buffer(name, tensor, persistent)
-        self._initial[name] = None if tensor is None else tensor.clone()
+        if name not in self._initial:  # assigning to a buffer registers it again
+            self._initial[name] = None if tensor is None else tensor.clone()
 
     def register_per_loss(
         self, name: str, fill: float, *, dims: tuple[int] | tuple[int, int] = (-1,), per_block: bool = False

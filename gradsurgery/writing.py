@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .engines.base import added
+from .kernels import is_finite
 
 
 def add_gradients(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
@@ -47,6 +48,4 @@ def _laid_out(gradient: Tensor, parameter: Tensor) -> Tensor:
 
 def all_finite(gradients: Iterable[Tensor]) -> bool:
     """Whether every entry of every gradient is finite."""
-    return all(
-        bool((gradient._values() if gradient.is_sparse else gradient).isfinite().all()) for gradient in gradients
-    )
+    return all(is_finite(gradient._values() if gradient.is_sparse else gradient) for gradient in gradients)

@@ -5,7 +5,6 @@ needs the gradients themselves subclasses :class:`Aggregator` and writes ``direc
 :class:`Randomized` before it.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -125,6 +124,10 @@ class Aggregator(Stateful, ABC):
 
     def _guarded_direction(self, blocks: list[Tensor], losses: Tensor | None, at: Tensor | None) -> list[Tensor]:
         """:meth:`direction`, NaN and without trace in the state where a block is not finite."""
+        if all(block.is_cpu for block in blocks):
+            if all(kernels.is_finite(block) for block in blocks):
+                return self.direction(blocks, losses, at)
+            return [torch.full_like(block[0], torch.nan) for block in blocks]
         finite = torch.stack([block.isfinite().all().to(blocks[0].device) for block in blocks]).all()
         with self.transaction() as roll_back:
             directions = self.direction(blocks, losses, at)
@@ -196,8 +199,7 @@ class GramianAggregator(Aggregator):
         """
         gramian = as_gramian(gramian, type(self).__name__)
         with nullcontext() if rows is None else self.objectives(rows, gramian.shape[-1]):
-            # a sum that is finite, which costs nothing to look at on a CPU, has only finite terms
-            if gramian.is_cpu and math.isfinite(gramian.sum()):
+            if gramian.is_cpu and kernels.is_finite(gramian):
                 return self.weights(gramian, losses)
             finite = gramian.isfinite().all(-1).all(-1)
             identity = torch.eye(gramian.shape[-1], dtype=gramian.dtype, device=gramian.device)

@@ -1,5 +1,7 @@
-"""Arithmetic over the rows of a Jacobian: ``gramian``, ``project``, ``combine``."""
+"""Arithmetic over the rows of a Jacobian: inner products, projections, combinations, and a projection on the host."""
 
-from .reference import combine, gramian, project
+from .finite import is_finite
+from .host import encounters, sum_of_projections
+from .reference import combine, cross_gramian, gramian, project
 
-__all__ = ["combine", "gramian", "project"]
+__all__ = ["combine", "cross_gramian", "encounters", "gramian", "is_finite", "project", "sum_of_projections"]

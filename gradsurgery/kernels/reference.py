@@ -1,4 +1,4 @@
-"""Defines the three kernels in plain torch; every faster form has to agree with this file.
+"""Defines the kernels in plain torch; every faster form has to agree with this file.
 
 A Jacobian is a list of blocks, each ``(K, ...)``: row ``k`` is the gradient of loss ``k`` for some of the
 parameters. Blocks are never concatenated. ``groups[i]`` says which of the B surgeries block ``i`` takes part
@@ -47,37 +47,59 @@ def gramian(blocks: Sequence[Tensor], groups: Sequence[int] | None = None) -> Te
     return result
 
 
+def cross_gramian(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+    r"""Computes the inner products of the rows of one Jacobian with those of another, :math:`J_1 J_2^\top`.
+
+    Products and sums are float64, as in :func:`gramian`.
+
+    Args:
+        first: Blocks, each ``(K, ...)``, any floating dtype, any strides.
+        second: Blocks of the same shapes.
+
+    Shape:
+        - output: ``(K, K)``, float64, on the first block's device; not symmetric.
+
+    Cost:
+        One pass over both, ``K^2 P`` multiplications, ``256k`` float64 elements of scratch memory.
+    """
+    number_of_losses = first[0].shape[0]
+    result = torch.zeros(number_of_losses, number_of_losses, dtype=torch.float64, device=first[0].device)
+    for one, other in zip(first, second, strict=True):
+        rows, others = _as_matrix(one), _as_matrix(other)
+        columns = _columns_of_chunk(rows)
+        for chunk, opposite in zip(rows.split(columns, dim=1), others.split(columns, dim=1), strict=True):
+            result += (chunk.double() @ opposite.to(chunk.device).double().mT).to(result.device)
+    return result
+
+
 def project(gramian: Tensor, order: Tensor) -> Tensor:
     r"""Removes from every row its conflicts with the others, one after another, as PCGrad does.
 
-    Row ``i`` starts as :math:`\hat g_i = g_i` and meets the original rows in the order ``order[..., i, :]``:
+    Row ``i`` starts as :math:`\hat g_i = g_i` and meets the other original rows in the order ``order[:, ..., i]``:
 
     .. math:: \hat g_i \leftarrow \hat g_i - \min(0, \langle \hat g_i, g_j \rangle) / \lVert g_j \rVert^2 \; g_j
 
     Args:
         gramian: Inner products of the original rows.
-        order: For each row a permutation of ``range(K)``; the row itself is passed over.
+        order: Which other row each row meets at each step; all of them once.
 
     Shape:
         - gramian: ``(..., K, K)``.
-        - order: ``(..., K, K)``, int64.
+        - order: ``(K - 1, ..., K)``, int64.
         - output: ``(..., K, K)``; row ``i`` holds the coefficients of :math:`\hat g_i` in the original rows.
 
     Cost:
-        K steps, each over all K rows at once.
+        K - 1 steps, each over all K rows at once.
     """
-    number_of_losses = gramian.shape[-1]
-    own = torch.arange(number_of_losses, device=gramian.device)
     squared_norms = gramian.diagonal(dim1=-2, dim2=-1)
-    coefficients = torch.eye(number_of_losses, dtype=gramian.dtype, device=gramian.device)
+    coefficients = torch.eye(gramian.shape[-1], dtype=gramian.dtype, device=gramian.device)
     coefficients = coefficients.expand(gramian.shape).clone()
-    for step in range(number_of_losses):
-        other = order[..., step]  # (..., K)
+    for other in order:  # (..., K)
         index = other.unsqueeze(-1)
         columns = gramian.gather(-2, index.expand(gramian.shape))  # (..., K, K), row i = G[other_i]
         inner = (coefficients * columns).sum(-1)
         squared = squared_norms.gather(-1, other)
-        conflicts = (inner < 0) & (other != own) & (squared > 0)
+        conflicts = (inner < 0) & (squared > 0)
         change = torch.where(conflicts, inner / squared, torch.zeros_like(inner))
         coefficients.scatter_add_(-1, index, -change.unsqueeze(-1))
     return coefficients
