@@ -20,7 +20,7 @@ import torch
 from mpmath import mp, mpf
 
 import gradsurgery as gs
-from gradsurgery.aggregators import Aggregator, AlignedMTL, CAGrad, ConFIG, DualProj, FairGrad, NashMTL
+from gradsurgery.aggregators import Aggregator
 
 ROOT = Path(__file__).parent.parent
 ROWS, COLUMNS, SEEDS = 5, 7, 5
@@ -154,13 +154,13 @@ def aligned(gramian: Matrix) -> Matrix:
 METHODS: dict[str, tuple[Callable[[], Aggregator], Callable[[Matrix], Matrix]]] = {
     "MGDA": (gs.MGDA, min_norm),
     "UPGrad": (gs.UPGrad, upgrad),
-    "DualProj": (DualProj, dual_proj),
-    "CAGrad": (lambda: CAGrad(c=0.4), cagrad),
+    "DualProj": (gs.DualProj, dual_proj),
+    "CAGrad": (lambda: gs.CAGrad(c=0.4), cagrad),
     "IMTLG": (gs.IMTLG, imtlg),
-    "ConFIG": (ConFIG, config),
-    "NashMTL": (NashMTL, lambda gramian: bargain(gramian, 1)),
-    "FairGrad": (lambda: FairGrad(alpha=2.0), lambda gramian: bargain(gramian, mpf(1) / 2)),
-    "AlignedMTL": (AlignedMTL, aligned),
+    "ConFIG": (gs.ConFIG, config),
+    "NashMTL": (gs.NashMTL, lambda gramian: bargain(gramian, 1)),
+    "FairGrad": (lambda: gs.FairGrad(alpha=2.0), lambda gramian: bargain(gramian, mpf(1) / 2)),
+    "AlignedMTL": (gs.AlignedMTL, aligned),
 }
 
 

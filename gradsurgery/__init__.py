@@ -10,14 +10,23 @@ Wrap an optimizer, hand over the losses instead of their sum::
 
 from . import aggregators, engines, kernels, scalarizers, solvers
 from .aggregators import (
+    CRMOGM,
     IMTLG,
     MGDA,
     Aggregator,
+    AlignedMTL,
+    CAGrad,
     Chain,
+    ConFIG,
+    DualProj,
+    FairGrad,
     GradDrop,
     GradNorm,
+    GradVac,
     GramianAggregator,
     Mean,
+    NashMTL,
+    NormalizedSGD,
     PCGrad,
     Randomized,
     Sum,
@@ -27,6 +36,7 @@ from .block import FusedHeads, ImpartialityBlock
 from .catalogue import available, get
 from .engines import functional_jacobian
 from .optimizer import MultiObjectiveOptimizer
+from .rotograd import RotoGrad
 from .sharing import shared_parameters, tag_shared, untag_shared
 from .surgery import Surgery
 
@@ -43,13 +53,23 @@ __all__ = [
     # inside the network
     "FusedHeads",
     "ImpartialityBlock",
-    # methods
+    "RotoGrad",
+    # methods; the others are in gs.aggregators
+    "AlignedMTL",
+    "CAGrad",
+    "CRMOGM",
     "Chain",
+    "ConFIG",
+    "DualProj",
+    "FairGrad",
     "GradDrop",
     "GradNorm",
+    "GradVac",
     "IMTLG",
     "MGDA",
     "Mean",
+    "NashMTL",
+    "NormalizedSGD",
     "PCGrad",
     "Sum",
     "UPGrad",

@@ -11,7 +11,7 @@ from .scalarizers import Scalarizer
 
 Kind = Literal["gramian", "jacobian", "scalarizer"]
 
-_INNER = {"aggregator", "methods"}  # options that are methods themselves
+_INNER = {"method", "methods"}  # options that are methods themselves
 
 
 def available() -> dict[Kind, tuple[str, ...]]:

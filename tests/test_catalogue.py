@@ -58,7 +58,7 @@ def test_methods_inside_methods() -> None:
     chain = gs.get("chain", methods=["gradnorm", {"name": "mgda", "normalization": "l2"}, gs.PCGrad()])
     assert [type(method).__name__ for method in chain.methods] == ["GradNorm", "MGDA", "PCGrad"]
     assert chain.methods[1].normalization == "l2"
-    assert type(gs.get("cr-mogm", aggregator="mgda").aggregator) is gs.MGDA
+    assert type(gs.get("cr-mogm", method="mgda").method) is gs.MGDA
 
 
 def test_kind_decides_between_methods_of_one_name() -> None:

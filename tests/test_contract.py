@@ -31,7 +31,7 @@ from torch import Tensor
 
 import gradsurgery as gs
 from gradsurgery import aggregators
-from gradsurgery.aggregators import CONTRACTS, Aggregator, Contract, GramianAggregator, Randomized
+from gradsurgery.aggregators import CONTRACTS, Aggregator, Contract, GramianAggregator, Randomized, contrib
 from gradsurgery.aggregators.registry import Guarantee
 
 Check = Callable[[Contract, Tensor], None]
@@ -257,7 +257,34 @@ COUNTEREXAMPLES: list[tuple[type[Aggregator], str, Tensor]] = [
     (gs.MGDA, "equals_mean_without_conflict", DIFFICULT["two in harmony"]),
     (gs.PCGrad, "non_conflicting", gaussian(4, 3, seed=0)),
     (gs.PCGrad, "permutation_equivariant", with_cosine(4, -0.5)),
+    (aggregators.GradVac, "non_conflicting", gaussian(4, 3, seed=0)),
+    (aggregators.GradVac, "permutation_equivariant", with_cosine(4, -0.5)),
+    (aggregators.Constant, "permutation_equivariant", DIFFICULT["two in harmony"]),
+    (aggregators.Constant, "one_loss_is_identity", DIFFICULT["one row"]),
+    (aggregators.Random, "permutation_equivariant", DIFFICULT["two in harmony"]),
+    (aggregators.Random, "equals_mean_without_conflict", DIFFICULT["two in harmony"]),
+    (aggregators.NormalizedSGD, "non_conflicting", gaussian(4, 3, seed=0)),
+    (aggregators.NormalizedSGD, "equals_mean_without_conflict", DIFFICULT["two in harmony"]),
+    (aggregators.Krum, "zero_rows_constrain_nothing", DIFFICULT["five"]),
+    (aggregators.TrimmedMean, "zero_rows_constrain_nothing", DIFFICULT["five"]),
+    (aggregators.TrimmedMean, "equals_mean_without_conflict", DIFFICULT["five"]),
     (gs.IMTLG, "non_conflicting", gaussian(3, 3, seed=1)),
+    (aggregators.ConFIG, "non_conflicting", DIFFICULT["opposed, and others"]),
+    (aggregators.ConFIG, "equals_mean_without_conflict", DIFFICULT["two in harmony"]),
+    (aggregators.AlignedMTL, "non_conflicting", torch.tensor([[1.0, 0.0], [-9.0, 4.0]]).double()),
+    (aggregators.AlignedMTL, "equals_mean_without_conflict", DIFFICULT["two in harmony"]),
+    (aggregators.NashMTL, "stationary", torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]]).double()),
+    (aggregators.NashMTL, "linear_under_scaling", DIFFICULT["two in harmony"]),
+    (aggregators.FairGrad, "scale_equivariant", DIFFICULT["three"]),
+    (aggregators.FairGrad, "one_loss_is_identity", DIFFICULT["one row"]),
+    (aggregators.MConFIG, "one_loss_is_identity", DIFFICULT["two in harmony"]),
+    (aggregators.DualProj, "linear_under_scaling", DIFFICULT["two in conflict"]),
+    (aggregators.DualProj, "stationary", torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]]).double()),
+    (aggregators.CAGrad, "non_conflicting", DIFFICULT["two in conflict"]),
+    (aggregators.CAGrad, "linear_under_scaling", DIFFICULT["two in conflict"]),
+    (aggregators.CAGrad, "stationary", DIFFICULT["two in conflict"]),
+    (aggregators.CAGrad, "equals_mean_without_conflict", DIFFICULT["two in harmony"]),
+    (aggregators.CAGrad, "one_loss_is_identity", DIFFICULT["one row"]),
     (gs.UPGrad, "stationary", torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]]).double()),
 ]
 
@@ -279,7 +306,8 @@ def test_no_host_sync_is_promised_where_it_holds(method: type[Aggregator]) -> No
 
 
 def _exported() -> list[type[Aggregator]]:
-    objects = [getattr(aggregators, name) for name in aggregators.__all__]
+    packages = (aggregators, contrib)
+    objects = [getattr(package, name) for package in packages for name in package.__all__]
     classes = [item for item in objects if inspect.isclass(item) and issubclass(item, Aggregator)]
     return [item for item in classes if not inspect.isabstract(item)]
 
@@ -340,7 +368,7 @@ def test_nonfinite_propagates(method: type[Aggregator], bad: float) -> None:
     assert_same_bits(disturbed(jacobian, losses), undisturbed(jacobian, losses))
 
 
-@pytest.mark.parametrize("method", CONTRACTS)
+@pytest.mark.parametrize("method", [method for method, c in CONTRACTS.items() if "batched" in c.guarantees])
 def test_nonfinite_problem_leaves_the_rest_of_a_batch(method: type[Aggregator]) -> None:
     jacobian = DIFFICULT["two in conflict"]
     batch = jacobian.repeat(3, 1, 1)

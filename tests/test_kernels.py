@@ -1,5 +1,6 @@
 """The kernels against naive float64 arithmetic, over sizes, strides and dtypes."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -171,11 +172,9 @@ def test_rounding_comparison_can_fail() -> None:
 def literal_projection(jacobian: Tensor, order: Tensor) -> Tensor:
     """Algorithm 1 of Yu et al. on the vectors, before they are summed."""
     projected = []
-    for row, others in enumerate(order.tolist()):
+    for row, others in enumerate(order.mT.tolist()):
         gradient = jacobian[row].clone()
         for other in others:
-            if other == row:
-                continue
             inner = gradient @ jacobian[other]
             if inner < 0:
                 gradient = gradient - inner / (jacobian[other] @ jacobian[other]) * jacobian[other]
@@ -184,7 +183,10 @@ def literal_projection(jacobian: Tensor, order: Tensor) -> Tensor:
 
 
 def orders(count: int, *batch: int, seed: int = 0) -> Tensor:
-    return torch.rand(*batch, count, count, generator=torch.Generator().manual_seed(seed)).argsort(-1)
+    """(K - 1, ..., K): for each row the others, mixed."""
+    draws = torch.rand(*batch, count, count, generator=torch.Generator().manual_seed(seed))
+    draws.diagonal(dim1=-2, dim2=-1).fill_(2.0)
+    return draws.argsort(-1)[..., :-1].movedim(-1, 0)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 17])
@@ -198,13 +200,33 @@ def test_project(count: int, columns: int) -> None:
 
 
 def test_project_batches() -> None:
-    jacobians = gaussian(12, 7).view(2, 3, 2, 7)
-    order = orders(2, 2, 3)
+    jacobians = gaussian(18, 7).view(2, 3, 3, 7)
+    order = orders(3, 2, 3)
     found = kernels.project(jacobians @ jacobians.mT, order) @ jacobians
     for first in range(2):
         for second in range(3):
-            expected = literal_projection(jacobians[first, second], order[first, second])
+            expected = literal_projection(jacobians[first, second], order[:, first, second])
             assert_near(found[first, second], expected, 1e-12)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 17])
+@pytest.mark.parametrize("batch", [(), (1,), (4,), (2, 3)])
+def test_sum_of_projections_on_the_host(count: int, batch: tuple[int, ...]) -> None:
+    jacobians = gaussian(math.prod(batch) * count, 6, seed=count).view(*batch, count, 6)
+    jacobians[..., -1, :] *= 1e-6
+    gramians, order = jacobians @ jacobians.mT, orders(count, *batch)
+    found = kernels.sum_of_projections(gramians.numpy(), order.numpy())
+    assert found.shape == (*batch, count)
+    assert_near(found, kernels.project(gramians, order).sum(-2), 1e-12)
+
+
+def test_sum_of_projections_passes_over_zero_rows() -> None:
+    jacobian = gaussian(4, 3)
+    jacobian[1] = 0.0
+    gramian, order = jacobian @ jacobian.mT, orders(4)
+    found = kernels.sum_of_projections(gramian.numpy(), order.numpy())
+    assert_near(found, kernels.project(gramian, order).sum(-2), 1e-12)
+    assert found[1] == 1.0
 
 
 def test_project_depends_on_the_order() -> None:

@@ -198,11 +198,18 @@ def test_conditions_can_fail(wrong: float, monkeypatch: pytest.MonkeyPatch) -> N
 # --- how the answer is found does not matter ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rounds", [0, 1, 2])
-def test_both_methods_agree(rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("well_conditioned", "rounds"), [(True, 0), (True, 1), (True, 8), (False, 0)])
+@pytest.mark.parametrize("large", [1, 10**9])
+def test_all_ways_agree(well_conditioned: bool, rounds: int, large: int, monkeypatch: pytest.MonkeyPatch) -> None:
     problems = [matrix.numpy() for matrix in DIFFICULT.values()] + list(degenerate(100))
+    problems += [gaussian(size, 70, size).numpy() for size in (5, 30)]
     expected = [(min_norm_point(matrix), projections(matrix)) for matrix in problems]
+    if not well_conditioned:
+        monkeypatch.setattr(nnls_module, "is_well_conditioned", lambda hessian: False)
     monkeypatch.setattr(nnls_module, "_ROUNDS_OF_PIVOTING", rounds)
+    monkeypatch.setattr(nnls_module, "_SMALL_ROUNDS", rounds)
+    monkeypatch.setattr(nnls_module, "_LARGE", large)
+    monkeypatch.setattr(nnls_module, "_WORTH_GATHERING", large)
     for matrix, (point, rows) in zip(problems, expected, strict=True):
         longest = float(np.linalg.norm(matrix, axis=1).max())
         assert_near(min_norm_point(matrix), point, 1e-8, 1e-11 * longest)
@@ -210,7 +217,14 @@ def test_both_methods_agree(rounds: int, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_pivoting_alone_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nnls_module, "_lawson_hanson", lambda regular, linear: np.zeros_like(linear))
+    monkeypatch.setattr(nnls_module, "is_well_conditioned", lambda hessian: True)
+    solve = nnls_module._solve
+
+    def with_ridge(matrix: Array, right: Array, passive: NDArray[np.bool_]) -> Array:
+        return solve(matrix + RIDGE * np.eye(matrix.shape[2]), right, passive)
+
+    monkeypatch.setattr(nnls_module, "_solve", with_ridge)
+    monkeypatch.setattr(nnls_module, "_approach", lambda matrix, right, x, ridge: x)
     with pytest.raises(AssertionError):
         assert_conditions_on_degenerate_problems(seed=1)
 

@@ -93,10 +93,37 @@ def test_readme_links_and_pictures_exist() -> None:
             assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_every_method_is_in_the_readme() -> None:
-    table = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `")]
-    for cls in gs.aggregators.CONTRACTS:
-        assert any(f"`{cls.__name__}" in line for line in table), cls.__name__
+def table_rows() -> dict[str, list[str]]:
+    """The cells of the README's tables of methods under the names in their first cell."""
+    text, _, _ = (ROOT / "README.md").read_text().partition("| scalarizer |")
+    lines = [line for line in text.splitlines() if line.startswith("| `")]
+    cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+    return {name: row for row in cells for name in re.findall(r"`(\w+)", row[0])}
+
+
+WORDS = {
+    "no harm": "non_conflicting",
+    "Pareto": "stationary",
+    "linear": "linear_under_scaling",
+    "mean": "equals_mean_without_conflict",
+}
+
+
+@pytest.mark.parametrize("cls", gs.aggregators.CONTRACTS)
+def test_readme_promises_what_the_method_does(cls: type[gs.Aggregator]) -> None:
+    row = table_rows()[cls.__name__]
+    assert len(row) == 5
+    promised = set(re.split(r"[,;] ", row[3]))
+    for word, flag in WORDS.items():
+        assert (word in promised) == (flag in gs.aggregators.CONTRACTS[cls].guarantees), word
+    homogeneous = "depend on the scale" not in row[3] and "of degree" not in row[3]
+    assert homogeneous == ("scale_equivariant" in gs.aggregators.CONTRACTS[cls].guarantees)
+
+
+def test_every_scalarizer_is_in_the_readme() -> None:
+    text = (ROOT / "README.md").read_text()
+    listed = set(re.findall(r"`(\w+)`", text[text.index("| scalarizer |") :]))
+    assert {cls.__name__ for cls in gs.scalarizers.CONTRACTS} <= listed
 
 
 def test_example_runs() -> None:

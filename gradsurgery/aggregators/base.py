@@ -103,7 +103,8 @@ class Aggregator(Stateful, ABC):
         blocks = [jacobian] if isinstance(jacobian, Tensor) else list(jacobian)
         self._check_blocks(blocks, single)
         if not single or blocks[0].ndim == 2:
-            with self.objectives(rows, blocks[0].shape[0], columns):
+            known = rows is None and columns is None
+            with nullcontext() if known else self.objectives(rows, blocks[0].shape[0], columns):
                 directions = self._guarded_direction(blocks, losses, at)
             return directions[0] if single else directions
         return self._batched_direction(blocks[0], losses, rows)
@@ -126,7 +127,8 @@ class Aggregator(Stateful, ABC):
         """:meth:`direction`, NaN and without trace in the state where a block is not finite."""
         if all(block.is_cpu for block in blocks):
             if all(kernels.is_finite(block) for block in blocks):
-                return self.direction(blocks, losses, at)
+                with self.transaction():
+                    return self.direction(blocks, losses, at)
             return [torch.full_like(block[0], torch.nan) for block in blocks]
         finite = torch.stack([block.isfinite().all().to(blocks[0].device) for block in blocks]).all()
         with self.transaction() as roll_back:
@@ -200,7 +202,8 @@ class GramianAggregator(Aggregator):
         gramian = as_gramian(gramian, type(self).__name__)
         with nullcontext() if rows is None else self.objectives(rows, gramian.shape[-1]):
             if gramian.is_cpu and kernels.is_finite(gramian):
-                return self.weights(gramian, losses)
+                with self.transaction():
+                    return self.weights(gramian, losses)
             finite = gramian.isfinite().all(-1).all(-1)
             identity = torch.eye(gramian.shape[-1], dtype=gramian.dtype, device=gramian.device)
             safe = torch.where(finite[..., None, None], gramian, identity)

@@ -1,13 +1,16 @@
 """IMTL-G: equal projections on all gradients."""
 
-import torch
+import numpy as np
 from torch import Tensor
 
-from ..solvers.scaling import RIDGE
+from ..solvers import equal_projections
+from ..solvers.nnls import Array
+from ..solvers.scaling import unit_gramian
 from .base import GramianAggregator
+from .host import on_host
 
-_NULL = 1e-10
-"""Eigenvalues of the unit-diagonal Gramian far below this one belong to its null space."""
+_CANCELLED = 1e-16
+"""Weights whose sum squared is this small, relative to the sum of their magnitudes, add up to nothing."""
 
 
 class IMTLG(GramianAggregator):
@@ -18,7 +21,7 @@ class IMTLG(GramianAggregator):
 
     In unit rows :math:`C \beta = 1`, :math:`\alpha_k \propto \beta_k / \lVert g_k \rVert`. Where the rows are
     linearly dependent, parallel ones share their weight, and rows that no direction serves equally, such as two
-    opposed ones, give d = 0.
+    opposed ones, get weight zero: d = 0.
 
     Guarantees:
         permutation_equivariant: the order of the losses does not matter.
@@ -26,20 +29,21 @@ class IMTLG(GramianAggregator):
         zero_rows_constrain_nothing: a zero row gets weight zero.
         one_loss_is_identity: with one loss, ``w = 1``.
         batched: leading dimensions are separate problems.
-        no_host_sync: nothing is copied to the host.
 
     Weights can be negative, and so can the common projection when the norms are very different: the paper's
-    condition sets the sum of the weights to 1, not the sign of the step.
+    condition sets the sum of the weights to 1, not the sign of the step. The length of d has a pole where the
+    sum of :math:`\beta_k / \lVert g_k \rVert` changes its sign.
 
     Shape:
         - gramian: ``(..., K, K)``.
-        - output: ``(..., K)``, sums to 1.
+        - output: ``(..., K)``; sums to 1, or is zero: at that pole and where d = 0.
 
     Raises:
         ValueError: ``gramian`` is not square in its last two dimensions.
 
     Cost:
-        Two K x K factorizations.
+        A Cholesky factorization and a solve of size K on the host; an eigendecomposition where the rows are close
+        to linearly dependent.
 
     References:
         Liu et al., Towards impartial multi-task learning, ICLR 2021, section 3.1.
@@ -51,45 +55,16 @@ class IMTLG(GramianAggregator):
     """
 
     def weights(self, gramian: Tensor, losses: Tensor | None = None) -> Tensor:
-        norms = gramian.diagonal(dim1=-2, dim2=-1).sqrt()
-        nonzero = norms > 0
-        inverse = torch.where(nonzero, 1.0 / norms, 0.0)
-        cosines = gramian * inverse.unsqueeze(-1) * inverse.unsqueeze(-2)
-        cosines = cosines + torch.diag_embed((~nonzero).to(cosines))
-        ones = nonzero.to(cosines)
-        beta = _solve(cosines, ones)
-        # The scale of the norms cancels in alpha; taking it out first keeps tiny losses from overflowing.
-        largest = inverse.amax(-1, keepdim=True)
-        relative = inverse / torch.where(largest > 0, largest, 1.0)
-        alpha = beta * relative
-        total = alpha.sum(-1, keepdim=True)
-        equal = torch.full_like(alpha, 1.0 / alpha.shape[-1])
-        return torch.where(largest > 0, alpha / total, equal)
+        return on_host(_weights, gramian)
 
 
-def _solve(cosines: Tensor, right: Tensor) -> Tensor:
-    """Solves with a ridge and refines; of two parts, in the null space and out of it, drops one that is rounding."""
-    wanted = right.unsqueeze(-1)
-    regular = _factors(cosines, RIDGE)
-    solution: Tensor = torch.linalg.lu_solve(*regular, wanted)
-    solution = solution + torch.linalg.lu_solve(*regular, wanted - cosines @ solution)
-    coarse = _factors(cosines, _NULL)
-    null = _null_part(solution, coarse)
-    rest = solution - null
-    rest = rest - _null_part(rest, coarse)
-    null_norm, rest_norm = null.norm(dim=-2, keepdim=True), rest.norm(dim=-2, keepdim=True)
-    result = torch.where(null_norm < 1e-2 * rest_norm, rest, solution)
-    return torch.where(rest_norm < 1e-4 * null_norm, null, result).squeeze(-1)
-
-
-def _null_part(vector: Tensor, coarse: tuple[Tensor, Tensor]) -> Tensor:
-    """Damps the component along each eigenvector by ``_NULL / (eigenvalue + _NULL)``, three times over."""
-    for _ in range(3):
-        vector = _NULL * torch.linalg.lu_solve(*coarse, vector)
-    return vector
-
-
-def _factors(cosines: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-    ridges = torch.full_like(cosines[..., 0], ridge)
-    factors = torch.linalg.lu_factor_ex(cosines + torch.diag_embed(ridges))
-    return factors.LU, factors.pivots
+def _weights(gramian: Array) -> Array:
+    cosines, norms, nonzero = unit_gramian(gramian)
+    shared = equal_projections(cosines, nonzero.astype(np.float64), approximate=False) / norms
+    size = np.add.reduce(np.abs(shared), axis=1, keepdims=True)
+    relative = shared / np.maximum(size, np.finfo(np.float64).tiny)
+    total = np.add.reduce(relative, axis=1, keepdims=True)
+    # Departs from Liu et al., section 3.1: the division by the sum is damped so close to the pole that its sign is
+    # rounding, which makes the weights continuous there.
+    weights: Array = relative * (total / (total * total + _CANCELLED))
+    return weights

@@ -1,9 +1,11 @@
 """PCGrad: each gradient loses its components against the others."""
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from ..kernels import project
+from ..kernels import project, sum_of_projections
 from ..state import Randomized
 from .base import GramianAggregator
 
@@ -35,7 +37,7 @@ class PCGrad(Randomized, GramianAggregator):
         TypeError: ``generator`` is not a generator on the CPU.
 
     Cost:
-        K steps over a K x K matrix, whatever P.
+        K - 1 steps over a K x K matrix, whatever P.
 
     References:
         Yu et al., Gradient surgery for multi-task learning, NeurIPS 2020 (arXiv:2001.06782), algorithm 1.
@@ -52,6 +54,20 @@ class PCGrad(Randomized, GramianAggregator):
         super().__init__(generator)
 
     def weights(self, gramian: Tensor, losses: Tensor | None = None) -> Tensor:
-        draws = torch.rand(gramian.shape, generator=self.generator, dtype=torch.float64)
-        order = draws.argsort(dim=-1).to(gramian.device)
-        return project(gramian, order).sum(dim=-2)
+        order = random_order(gramian.shape, self.generator)
+        if gramian.is_cpu:
+            return torch.from_numpy(sum_of_projections(gramian.numpy(), order))
+        return project(gramian, torch.from_numpy(order).to(gramian.device)).sum(dim=-2)
+
+
+def random_order(shape: torch.Size, generator: torch.Generator) -> NDArray[np.intp]:
+    """Draws the order in which each row of ``(..., K, K)`` Gramians meets the others: that of K uniform draws a row.
+
+    Shape:
+        - output: ``(K - 1, ..., K)``.
+    """
+    size = shape[-1]
+    draws = torch.rand(shape.numel(), generator=generator, dtype=torch.float64).numpy()
+    draws.reshape(-1, size * size)[:, :: size + 1] = 2.0  # the row itself would come last
+    order = np.ascontiguousarray(draws.reshape(-1, size).argsort(1).T[:-1])
+    return order if len(shape) == 2 else order.reshape(size - 1, *shape[:-1])

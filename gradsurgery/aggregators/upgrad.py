@@ -1,18 +1,16 @@
 """UPGrad: the mean of the gradients, each first made harmless to all losses."""
 
-import numpy as np
 from torch import Tensor
 
-from ..solvers import project_on_dual_cone
-from ..solvers.nnls import Array
-from .base import GramianAggregator
+from ..solvers import mean_of_projected_rows
 from .host import on_host
+from .preference import Preferring
 
 
-class UPGrad(GramianAggregator):
+class UPGrad(Preferring):
     r"""Projects each gradient on the cone of directions that make no loss worse, then averages.
 
-    .. math:: d = \frac1K \sum_k \arg\min_{x : J x \ge 0} \lVert x - g_k \rVert
+    .. math:: d = \sum_k p_k \arg\min_{x : J x \ge 0} \lVert x - g_k \rVert
 
     Guarantees:
         non_conflicting: ``J @ d >= 0`` up to rounding.
@@ -24,12 +22,15 @@ class UPGrad(GramianAggregator):
         one_loss_is_identity: with one loss, ``w = 1``.
         batched: leading dimensions are separate problems.
 
+    Args:
+        preference: p, an importance >= 0 for each loss. ``None``: ``1 / K`` each, for which all this holds.
+
     Shape:
         - gramian: ``(..., K, K)``.
-        - output: ``(..., K)``, at least ``1 / K`` each.
+        - output: ``(..., K)``, at least p.
 
     Raises:
-        ValueError: ``gramian`` is not square in its last two dimensions.
+        ValueError: ``preference`` is empty, negative, not finite or shorter than the losses.
 
     Cost:
         K non-negative least-squares problems of size K on the host, solved together; nothing that depends
@@ -45,10 +46,4 @@ class UPGrad(GramianAggregator):
     """
 
     def weights(self, gramian: Tensor, losses: Tensor | None = None) -> Tensor:
-        return on_host(_mean_of_projections, gramian)
-
-
-def _mean_of_projections(gramian: Array) -> Array:
-    each_row = np.broadcast_to(np.eye(gramian.shape[-1]), gramian.shape)
-    mean: Array = project_on_dual_cone(gramian, each_row).mean(axis=1)
-    return mean
+        return on_host(mean_of_projected_rows, gramian, self.preferences(gramian.shape[-1]))

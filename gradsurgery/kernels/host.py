@@ -31,10 +31,10 @@ def sum_of_projections(gramian: Array, order: Indices) -> Array:
         K - 1 steps, each over all rows of all problems at once.
     """
     size = gramian.shape[-1]
-    squared_norms = gramian.reshape(-1, size * size)[:, :: size + 1]
+    squared_norms = gramian.diagonal(0, -2, -1)
     if np.count_nonzero(squared_norms) < squared_norms.size:
         squared_norms = np.where(squared_norms > 0, squared_norms, 1.0)
-    start = (gramian.reshape(-1, size, size) / squared_norms[:, None]).reshape(-1, size)
+    start = (gramian / squared_norms[..., None, :]).reshape(-1, size)
     others, pairs = encounters(order)
     current = start.copy()
     flat = current.reshape(-1)

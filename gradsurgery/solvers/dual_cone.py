@@ -3,7 +3,7 @@
 import numpy as np
 
 from .nnls import Array, nonnegative_quadratic
-from .scaling import RIDGE, unit_gramian
+from .scaling import RIDGE, TINY, unit_gramian
 
 
 def project_on_dual_cone(gramian: Array, combinations: Array, ridge: float = RIDGE) -> Array:
@@ -19,7 +19,7 @@ def project_on_dual_cone(gramian: Array, combinations: Array, ridge: float = RID
     Args:
         gramian: G, finite.
         combinations: u, one or several for each Gramian.
-        ridge: Added to the unit diagonal in every solve, then refined away, > 0.
+        ridge: As in ``nonnegative_quadratic``.
 
     Shape:
         - gramian: ``(B, K, K)``.
@@ -30,9 +30,32 @@ def project_on_dual_cone(gramian: Array, combinations: Array, ridge: float = RID
         M non-negative least-squares problems of size K for each Gramian, solved together.
     """
     cosines, norms, nonzero = unit_gramian(gramian)
-    start = np.where(nonzero[:, None], combinations, 0.0) * norms[:, None]  # coordinates in unit rows
-    largest = np.abs(start).max(axis=2, keepdims=True)
-    start = start / np.where(largest > 0, largest, 1.0)
-    multipliers = nonnegative_quadratic(cosines, -start @ cosines, ridge)
-    added = multipliers * largest / norms[:, None]
-    return combinations + np.where(nonzero[:, None], added, 0.0)
+    start = combinations * (norms * nonzero)[:, None]  # coordinates in unit rows
+    largest = np.maximum(np.maximum.reduce(np.abs(start), axis=2, keepdims=True), TINY)
+    multipliers = nonnegative_quadratic(cosines, (start / -largest) @ cosines, ridge)
+    result: Array = combinations + multipliers * largest / norms[:, None]
+    return result
+
+
+def mean_of_projected_rows(gramian: Array, preference: Array | float, ridge: float = RIDGE) -> Array:
+    r"""Projects each row on the dual cone of all rows and averages.
+
+    .. math:: w = \sum_k p_k \Bigl(e_k + \arg\min_{\lambda \ge 0} \lVert J^\top (e_k + \lambda) \rVert^2\Bigr)
+
+    Args:
+        gramian: G, finite.
+        preference: p, non-negative.
+        ridge: As in ``nonnegative_quadratic``.
+
+    Shape:
+        - gramian: ``(B, K, K)``.
+        - preference: ``(K,)`` or a number for all rows.
+        - output: ``(B, K)``.
+
+    Cost:
+        K non-negative least-squares problems of size K for each Gramian, solved together.
+    """
+    cosines, norms, _ = unit_gramian(gramian)
+    multipliers = nonnegative_quadratic(cosines, -cosines, ridge)  # row k: what is added to unit row k
+    result: Array = preference + ((preference * norms)[:, None] @ multipliers)[:, 0] / norms
+    return result

@@ -1,0 +1,85 @@
+"""Aligned-MTL: gradients made orthogonal and equally long, then averaged."""
+
+import math
+from collections.abc import Sequence
+from typing import get_args
+
+import numpy as np
+from torch import Tensor
+
+from ..solvers import aligned_weights
+from ..solvers.alignment import Scale
+from ..solvers.nnls import Array
+from .base import GramianAggregator
+from .host import on_host
+
+
+class AlignedMTL(GramianAggregator):
+    r"""Replaces the gradients by the closest orthogonal ones of equal length, then averages.
+
+    .. math:: d = J^\top w, \quad w = \sigma \, V \Lambda^{-1/2} V^\top p, \quad G = V \Lambda V^\top
+
+    over the eigenvalues that are not zero. With :math:`\sigma = \sqrt{\lambda_{\min}}` no aligned gradient is longer
+    than its component in the direction of least agreement.
+
+    Guarantees:
+        permutation_equivariant: the order of the losses does not matter, nor that of preferences with them.
+        scale_equivariant: ``d(sJ) = s d(J)``.
+        zero_rows_constrain_nothing: a zero row gets weight zero.
+        one_loss_is_identity: with one loss, ``w = 1``.
+        batched: leading dimensions are separate problems.
+
+    Weights can be negative, and a loss whose gradient is long and opposed to others can get worse. The rank of the
+    rows is that of the unit rows, so that no gradient is too small to count; where it changes, so does d.
+
+    Args:
+        scale: ``"min"``; ``"median"``, the median singular value of the rows (the lower of two); or ``"rmse"``, the
+            root mean square of all that are not zero.
+        preference: p, an importance >= 0 for each loss. ``None``: ``1 / K`` each, where the published code has 1.
+
+    Shape:
+        - gramian: ``(..., K, K)``.
+        - output: ``(..., K)``.
+
+    Raises:
+        ValueError: ``scale`` is unknown, or ``preference`` is negative, not finite or shorter than the losses.
+
+    Cost:
+        An eigendecomposition of size K on the host; about a dozen inversions where the norms are very far apart.
+
+    References:
+        Senushkin et al., Independent component alignment for multi-task learning, CVPR 2023 (arXiv:2305.19000),
+        algorithm 1.
+
+    Example:
+        >>> J = torch.tensor([[4.0, 0.0], [0.0, 1.0]])
+        >>> AlignedMTL()(J)  # as if both were as long as the shorter one
+        tensor([0.5000, 0.5000])
+        >>> AlignedMTL("rmse")(J)
+        tensor([1.4577, 1.4577])
+    """
+
+    def __init__(self, scale: Scale = "min", *, preference: Sequence[float] | Tensor | None = None) -> None:
+        super().__init__()
+        if scale not in get_args(Scale):
+            raise ValueError(f"AlignedMTL: `scale` must be one of {list(get_args(Scale))}, got {scale!r}.")
+        chosen = None if preference is None else tuple(float(entry) for entry in preference)
+        if chosen is not None and not (chosen and all(math.isfinite(entry) and entry >= 0 for entry in chosen)):
+            raise ValueError(f"AlignedMTL: `preference` must be finite numbers >= 0, one a loss, got {list(chosen)}.")
+        self.scale = scale
+        self.preference = chosen
+
+    def weights(self, gramian: Tensor, losses: Tensor | None = None) -> Tensor:
+        preference = self._preference(gramian.shape[-1])
+        return on_host(lambda gramians: aligned_weights(gramians, preference, self.scale), gramian)
+
+    def _preference(self, count: int) -> Array:
+        if self.preference is None:
+            return np.full(count, 1.0 / count)
+        rows = self.current_rows(count)
+        if max(rows) >= len(self.preference):
+            raise ValueError(
+                f"AlignedMTL: `preference` must have one entry a loss, got {len(self.preference)} for loss "
+                f"{max(rows)}."
+            )
+        return np.array([self.preference[row] for row in rows])

@@ -1,0 +1,63 @@
+"""Fixed weights, one a loss."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .base import GramianAggregator
+
+
+class Constant(GramianAggregator):
+    r"""Adds the gradients with fixed weights, as differentiating a weighted sum of the losses does.
+
+    .. math:: d = \sum_k w_k g_k
+
+    Guarantees:
+        linear_under_scaling: d is linear in the scale of each row.
+        scale_equivariant: ``d(sJ) = s d(J)``.
+        batched: leading dimensions are separate problems.
+        no_host_sync: nothing is copied to the host.
+
+    Args:
+        weights: Finite numbers, one a loss.
+
+    Shape:
+        - gramian: ``(..., K, K)``.
+        - output: ``(..., K)``, the weights.
+
+    Raises:
+        ValueError: A weight is not finite, or there are fewer of them than losses.
+
+    Cost:
+        None.
+
+    Example:
+        >>> Constant([1.0, 0.5])(torch.tensor([[4.0, 2.0], [-2.0, 0.0]]))
+        tensor([3., 2.])
+    """
+
+    def __init__(self, weights: Sequence[float] | Tensor) -> None:
+        super().__init__()
+        self.constants = tuple(float(weight) for weight in weights)
+        if not self.constants or not all(math.isfinite(weight) for weight in self.constants):
+            raise ValueError(f"Constant: `weights` must be finite numbers, one a loss, got {weights!r}.")
+        self._on_device = torch.tensor(self.constants, dtype=torch.float64)
+
+    def weights(self, gramian: Tensor, losses: Tensor | None = None) -> Tensor:
+        weights = self._on_device
+        if weights.device != gramian.device:
+            weights = self._on_device = torch.tensor(self.constants, dtype=torch.float64, device=gramian.device)
+        count = gramian.shape[-1]
+        if self._rows is not None or count != len(self.constants):
+            weights = weights[self._known_rows(count)]
+        return weights.clone() if gramian.ndim == 2 else weights.expand(gramian.shape[:-1]).clone()
+
+    def _known_rows(self, count: int) -> list[int]:
+        rows = self.current_rows(count)
+        if max(rows) >= len(self.constants):
+            raise ValueError(
+                f"Constant: `weights` must have one entry a loss, got {len(self.constants)} for loss {max(rows)}."
+            )
+        return rows
