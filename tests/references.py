@@ -76,6 +76,52 @@ def exact_upgrad(jacobian: Array) -> Array:
     return mean
 
 
+def exact_dualproj(jacobian: Array) -> Array:
+    """The projection of the mean."""
+    mean = np.full((1, len(jacobian)), 1 / len(jacobian))
+    projection: Array = exact_dual_cone_projections(jacobian, mean)[0]
+    return projection
+
+
+def exact_cagrad(jacobian: Array, c: float = 0.4) -> Array:
+    """The direction within ``c |g0|`` of the mean row g0 that maximises the least product with a row.
+
+    If rows S have that product v and the others more, then ``d = g0 + sum of x_i g_i`` over S with ``x >= 0``, and v
+    is the larger root of ``|d - g0| = c |g0|``. If no S has such a solution, the optimal v is zero and the closest
+    direction that attains it is the projection of g0 on the dual cone. Roots are exact to 40 digits.
+    """
+    nonzero = [index for index, row in enumerate(jacobian) if row.any()]
+    rows = exact_rows(jacobian)
+    mean = [sum(column, Fraction(0)) / len(rows) for column in zip(*rows, strict=True)]
+    rows = [rows[index] for index in nonzero]
+    radius = Fraction(c) ** 2 * _dot(mean, mean)
+    if radius == 0:
+        return np.array([float(entry) for entry in mean])
+    gramian, products = exact_gramian(rows), [_dot(row, mean) for row in rows]
+    for support in _supports(len(rows), smallest=1):
+        right = [[Fraction(1), products[i]] for i in support]
+        solution = _solve([[gramian[i][j] for j in support] for i in support], right)
+        if solution is None:
+            continue
+        a = sum((rise for rise, _ in solution), Fraction(0))
+        b = sum((rest for _, rest in solution), Fraction(0))
+        e = sum((products[i] * rest for i, (_, rest) in zip(support, solution, strict=True)), Fraction(0))
+        inside = b * b - a * (e - radius)
+        if inside < 0:
+            continue
+        level = (b + _root(inside)) / a
+        added = _scatter([level * rise - rest for rise, rest in solution], support, len(rows))
+        reached = [product + _dot(line, added) for product, line in zip(products, gramian, strict=True)]
+        slack = Fraction(1, 10**25)
+        if all(x >= -slack * abs(level) for x in added) and all(
+            v >= level - slack * gramian[i][i] for i, v in enumerate(reached)
+        ):
+            return np.array([float(g) for g in mean]) + _combine(rows, added)
+    start = np.full((1, len(jacobian)), 1 / len(jacobian))
+    projection: Array = exact_dual_cone_projections(jacobian, start)[0]
+    return projection
+
+
 def exact_equal_projections(jacobian: Array) -> Array:
     """Weights beta with ``C beta = 1`` on the unit-diagonal Gramian, to float64 accuracy; full row rank only."""
     gramian = exact_gramian(exact_rows(jacobian))

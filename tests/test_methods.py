@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from precise import aligned_direction, bargaining_direction, equal_cosine_directions
-from references import exact_equal_projections, exact_min_norm, exact_upgrad
+from references import exact_cagrad, exact_dualproj, exact_equal_projections, exact_min_norm, exact_upgrad
 from scipy.optimize import nnls
 from support import (
     DIFFICULT,
@@ -37,6 +37,8 @@ def generator(seed: int = 0) -> torch.Generator:
 EXACT: dict[type[Aggregator], Callable[[np.ndarray], np.ndarray]] = {
     gs.MGDA: exact_min_norm,
     gs.UPGrad: exact_upgrad,
+    aggregators.DualProj: exact_dualproj,
+    aggregators.CAGrad: exact_cagrad,
     gs.IMTLG: exact_equal_projections,
     aggregators.ConFIG: lambda rows: equal_cosine_directions(rows)[1],
     aggregators.NashMTL: lambda rows: math.sqrt(np.linalg.norm(rows @ rows.T)) * bargaining_direction(rows, 1.0),

@@ -56,7 +56,7 @@ class CAGrad(GramianAggregator):
         >>> J @ J.mean(0)  # the average makes the second loss worse
         tensor([ 6., -2.])
         >>> J @ CAGrad()(J), J @ CAGrad(1.0)(J)
-        (tensor([ 3.7373, -0.8686]), tensor([2., -0.]))
+        (tensor([ 3.7373, -0.8686]), tensor([0.8000, 0.8000]))
     """
 
     def __init__(self, c: float = 0.4, *, rescale: Rescale = "none") -> None:

@@ -44,7 +44,8 @@ class MGDA(GramianAggregator):
         ValueError: ``normalization`` is unknown, or it needs losses and there are none or a non-positive one.
 
     Cost:
-        As a rule under six solves of size K on the host, at most a few times K; nothing that depends on P.
+        As a rule one or two solves of size K on the host, some more where gradients depend on each other; nothing
+        that depends on P. ``solvers.optimality_gap`` tells how far from the optimum rounding has left the weights.
 
     References:
         Désidéri, Multiple-gradient descent algorithm (MGDA) for multiobjective optimization, C. R. Math. 350
