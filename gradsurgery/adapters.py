@@ -31,6 +31,8 @@ class SurgeryClosure:
         self._closure = closure
         self._always = always
         self._first: Surgery | None = None
+        self.several = False
+        """Whether the losses were handed over, and not a backward pass done already."""
 
     def __call__(self) -> Any:
         result: Any = self._closure
@@ -39,6 +41,7 @@ class SurgeryClosure:
                 result = self._closure()
             if not is_several(result):
                 return result
+        self.several = True
         surgery = self._perform(result, self._first)
         self._first = self._first or surgery
         if surgery.weights is None or surgery.weights.ndim != 1:

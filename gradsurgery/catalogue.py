@@ -12,6 +12,14 @@ from .scalarizers import Scalarizer
 Kind = Literal["gramian", "jacobian", "scalarizer"]
 
 _INNER = {"method", "methods"}  # options that are methods themselves
+_ALSO_CALLED = {
+    "gls": "geometricmean",
+    "mgdaub": "mgda",
+    "nash": "nashmtl",
+    "nsgd": "normalizedsgd",
+    "rlw": "random",
+    "uw": "uncertaintyweighting",
+}
 
 
 def available() -> dict[Kind, tuple[str, ...]]:
@@ -31,14 +39,15 @@ def get(name: str, kind: Kind | None = None, **options: Any) -> Aggregator | Sca
     """Builds a method by name.
 
     Args:
-        name: A name out of :func:`available`; case, spaces, hyphens and underscores do not matter.
+        name: A name out of :func:`available`, or a common abbreviation such as ``"rlw"``; case, spaces, hyphens and
+            underscores do not matter.
         kind: For names that mean several methods, such as ``"sum"``. ``None``: an aggregator where there is one.
         options: As the method's class takes them. Where a method is made of others, these may be given by name, or
             as dicts of their name and options.
 
     Raises:
         ValueError: No method has that name, or ``kind`` is unknown.
-        TypeError: The method takes no such options.
+        TypeError: ``name`` is not text, or the method takes no such options.
 
     Example:
         >>> get("MGDA", normalization="l2").normalization
@@ -47,16 +56,19 @@ def get(name: str, kind: Kind | None = None, **options: Any) -> Aggregator | Sca
         >>> [type(method).__name__ for method in chain.methods]
         ['GradNorm', 'PCGrad']
     """
-    kinds = get_args(Kind) if kind is None else (kind,)
-    if not set(kinds) <= set(get_args(Kind)):
+    if not isinstance(name, str):
+        raise TypeError(f"get: `name` must be text, got {name!r}.")
+    if kind is not None and kind not in get_args(Kind):
         raise ValueError(f"get: `kind` must be one of {list(get_args(Kind))} or None, got {kind!r}.")
+    kinds = get_args(Kind) if kind is None else (kind,)
     methods = {key: method for one in reversed(kinds) for key, method in _methods(one).items()}
-    method = methods.get(_normal(name))
-    if method is None:
-        nearest = difflib.get_close_matches(_normal(name), methods, n=3, cutoff=0.4)
+    wanted = _ALSO_CALLED.get(_normal(name), _normal(name))
+    if wanted not in methods:
+        nearest = difflib.get_close_matches(wanted, methods, n=3, cutoff=0.4)
         hint = f"Did you mean {' or '.join(map(repr, nearest))}?" if nearest else "See available()."
-        raise ValueError(f"get: `name` must be that of a method{f' of kind {kind!r}' if kind else ''}, got {name!r}. {hint}")
-    return _build(method, options)
+        which = "" if kind is None else f" of kind {kind!r}"
+        raise ValueError(f"get: `name` must be that of a method{which}, got {name!r}. {hint}")
+    return _build(methods[wanted], options)
 
 
 def _methods(kind: str) -> dict[str, type[Aggregator] | type[Scalarizer]]:
@@ -76,7 +88,8 @@ def _build(method: type[Aggregator] | type[Scalarizer], options: dict[str, Any])
         raise TypeError(f"get: `options` of {method.__name__} must be among {sorted(parameters)}, got {unknown}.")
     values = {key: _inner(value) if key in _INNER else value for key, value in options.items()}
     several = [key for key in values if parameters[key].kind is inspect.Parameter.VAR_POSITIONAL]
-    arguments = [argument for key in several for argument in values.pop(key)]
+    given = [values.pop(key) for key in several]
+    arguments = [one for value in given for one in (value if isinstance(value, list | tuple) else [value])]
     return method(*arguments, **values)
 
 
@@ -84,6 +97,8 @@ def _inner(value: Any) -> Any:
     if isinstance(value, str):
         return get(value)
     if isinstance(value, Mapping):
+        if "name" not in value:
+            raise TypeError(f"get: `options` of a method inside another must have its 'name', got {dict(value)}.")
         return get(**value)
     if isinstance(value, list | tuple):
         return [_inner(item) for item in value]

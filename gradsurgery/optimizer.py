@@ -13,7 +13,7 @@ from .adapters import SurgeryClosure, SurgeryOnBackward
 from .aggregators import Aggregator
 from .delegation import DelegatingOptimizer, names_in, parameters_in
 from .engines import Engine, Request, choose_engine
-from .losses import Losses, LossValues, check_extra_loss, is_several, named_losses, values_of
+from .losses import Losses, LossValues, check_extra_loss, named_losses, values_of
 from .ownership import Claim
 from .run import Method, Run, Settings
 from .scalarizers import Scalarizer
@@ -147,12 +147,15 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
             return self._run.perform(self._request(losses), first)
 
         always = self._run.settings.engine.needs_callable
-        result = self._wrapped.step(SurgeryClosure(perform, closure, always=always))
-        if isinstance(self.aggregator, Scalarizer) and self.aggregator.wants_second_look:
+        operating = SurgeryClosure(perform, closure, always=always)
+        result = self._wrapped.step(operating)
+        if operating.several and isinstance(self.aggregator, Scalarizer) and self.aggregator.wants_second_look:
+            parameters = parameters_in(self.param_groups)
+            gradients = [parameter.grad for parameter in parameters]
             with torch.no_grad():
-                losses = closure()
-            if is_several(losses):
-                self._run.update(losses)
+                self._run.update(closure())
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient  # the closure's zero_grad is not to be seen
         return result
 
     step.hooked = True  # type: ignore[attr-defined]
@@ -197,7 +200,7 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
     def jacobian(self, losses: Losses) -> list[Tensor]:
         """Differentiates the losses and changes nothing: no ``.grad``, no state of the method.
 
-        For methods that look at several batches (``observe`` of SDMGrad and MoDo), and for looking oneself.
+        Row k is the gradient of the k-th of the losses that are present.
 
         Args:
             losses: As for :meth:`backward`; their graph is freed.
@@ -210,7 +213,23 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
             ValueError: As :meth:`backward`.
             RuntimeError: As :meth:`backward`.
         """
-        return self._run.jacobian(self._request(losses))
+        return self._run.jacobian(self._request(losses))[1]
+
+    def observe(self, first: Losses, second: Losses) -> None:
+        """Shows the method the gradients of two batches, for those that need them before :meth:`backward`.
+
+        SDMGrad and MoDo step their weights on two independent batches, and apply them to a third one.
+
+        Args:
+            first: The losses on one batch, as for :meth:`backward`.
+            second: The same losses on another batch, at the same parameters.
+
+        Raises:
+            TypeError: The method does not look at several batches; else as :meth:`backward`.
+            ValueError: The two hold different losses; else as :meth:`backward`.
+            RuntimeError: As :meth:`backward`.
+        """
+        self._run.observe(self._request(first), self._request(second))
 
     def update(self, losses: LossValues) -> None:
         """Shows the losses after the step to a scalarizer that takes a second look (FAMO); others do not mind.

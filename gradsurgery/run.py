@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from .aggregators import Aggregator
+from .aggregators import Aggregator, CrossBatch
 from .distributed import check_single_process
 from .engines import Engine, PerLossGradients, Request
 from .losses import Losses, LossValues, named_losses, values_of
@@ -105,10 +105,28 @@ class Run:
         self.last = surgery
         return surgery
 
-    def jacobian(self, request: Request) -> list[Tensor]:
+    def jacobian(self, request: Request) -> tuple[PerLossGradients, list[Tensor]]:
         """The per-loss gradients of the shared parameters, in the optimizer's order, in memory of their own."""
         found = self.settings.engine.differentiate(replace(request, workspace={}))
-        return [part.dense() for part in in_order(found.blocks, request.wrapped)]
+        return found, [part.dense() for part in in_order(found.blocks, request.wrapped)]
+
+    def observe(self, first: Request, second: Request) -> None:
+        """Shows a method the gradients of two batches."""
+        method = self.settings.method
+        if not isinstance(method, CrossBatch):
+            raise TypeError(
+                f"MultiObjectiveOptimizer: `aggregator` must look at several batches for observe(), as SDMGrad and "
+                f"MoDo do, got {type(method).__name__}."
+            )
+        (one, rows), (other, more) = self.jacobian(first), self.jacobian(second)
+        if one.names != other.names:
+            raise ValueError(
+                f"MultiObjectiveOptimizer: `second` must hold the losses of `first` in their order, "
+                f"{list(one.names)}, got {list(other.names)}."
+            )
+        known, objectives = self.numbered(one.names, one.all_names)
+        method.observe(rows, more, rows=objectives)
+        self.names = known
 
     def update(self, losses: LossValues) -> None:
         """Shows a scalarizer the losses after the step."""

@@ -59,7 +59,7 @@ class Stateful(nn.Module):
 
         Args:
             name: A buffer declared by :meth:`register_per_loss`.
-            like: Has the shape, dtype and device of the result.
+            like: Has the shape and device of the result, and its dtype when there is nothing to recall yet.
             block: Position of the block in this call, for a buffer per block.
 
         Raises:
@@ -76,7 +76,12 @@ class Stateful(nn.Module):
         return buffer
 
     def remember(self, name: str, values: Tensor, block: int = 0) -> None:
-        """Replaces what :meth:`recall` returns of the losses of this call; that of others stays as it is."""
+        """Replaces what :meth:`recall` returns of the losses of this call; that of others stays as it is.
+
+        Numbers a loss are copied, so that nobody who holds them changes the state; blocks of a Jacobian are not.
+        """
+        if not self._per_loss[name].per_block:
+            values = values.clone()
         whole = self._all_of(name, block, values)
         if whole is not None:
             self._buffers[self._key(name, block)] = values.to(whole.dtype)
@@ -160,7 +165,14 @@ class Stateful(nn.Module):
     def current_rows(self, count: int) -> list[int]:
         """Returns the objectives that the ``count`` rows of this call belong to."""
         rows = self._rows
-        return list(range(count)) if rows is None or len(rows) != count else list(rows)
+        if rows is None:
+            return list(range(count))
+        if len(rows) != count:
+            raise RuntimeError(
+                f"{type(self).__name__}: what is kept for each loss must be asked for with the {len(rows)} losses of "
+                f"this call, got {count}."
+            )
+        return list(rows)
 
     @property
     def keeps_buffers(self) -> bool:

@@ -73,7 +73,7 @@ def test_kind_decides_between_methods_of_one_name() -> None:
 
 @pytest.mark.parametrize(
     ("name", "nearest"),
-    [("pcgard", "pcgrad"), ("cagrd", "cagrad"), ("nash", "nashmtl"), ("uprgad", "upgrad"), ("famo2", "famo")],
+    [("pcgard", "pcgrad"), ("cagrd", "cagrad"), ("nashmlt", "nashmtl"), ("uprgad", "upgrad"), ("famo2", "famo")],
 )
 def test_a_misspelt_name_is_answered_with_the_nearest(name: str, nearest: str) -> None:
     with pytest.raises(
@@ -92,3 +92,24 @@ def test_unknown_options_are_named() -> None:
         TypeError, match=r"^get: `options` of PCGrad must be among \['generator'\], got \['seed'\]\.$"
     ):
         gs.get("pcgrad", seed=3)
+
+
+@pytest.mark.parametrize(
+    ("short", "name"),
+    [("RLW", "Random"), ("nsgd", "NormalizedSGD"), ("UW", "UncertaintyWeighting"), ("MGDA-UB", "MGDA")],
+)
+def test_common_abbreviations(short: str, name: str) -> None:
+    assert type(gs.get(short)).__name__ == name
+
+
+def test_odd_input() -> None:
+    with pytest.raises(TypeError, match=r"^get: `name` must be text, got None\.$"):
+        gs.get(None)
+    with pytest.raises(ValueError, match=r"^get: `kind` must be one of .*, got \['gramian'\]\.$"):
+        gs.get("sum", ["gramian"])
+    with pytest.raises(
+        TypeError, match=r"^get: `options` of a method inside another must have its 'name', got \{'alpha': 1\}"
+    ):
+        gs.get("crmogm", method={"alpha": 1})
+    with pytest.raises(ValueError, match="^Chain: `methods` must be two or more aggregators, got 1"):
+        gs.get("chain", methods="pcgrad")

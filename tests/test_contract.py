@@ -424,6 +424,79 @@ def test_blocks_are_one_jacobian(method: type[Aggregator]) -> None:
 
 
 @pytest.mark.parametrize("method", CONTRACTS)
+def test_results_share_no_memory_with_state_or_input(method: type[Aggregator]) -> None:
+    jacobian = DIFFICULT["three"].clone()
+    losses = losses_of(jacobian)
+    instance = CONTRACTS[method].build()
+    for _ in range(3):
+        results = [instance(jacobian, losses)]
+        if isinstance(instance, GramianAggregator) and not instance.needs_jacobian:
+            gramian = jacobian @ jacobian.mT
+            results.append(instance.solve(gramian, losses))
+            assert_same_bits(gramian, jacobian @ jacobian.mT)
+        held = {buffer.untyped_storage().data_ptr() for buffer in instance.buffers()}
+        held |= {tensor.untyped_storage().data_ptr() for tensor in (jacobian, losses)}
+        assert not held & {result.untyped_storage().data_ptr() for result in results}
+
+
+@pytest.mark.parametrize("method", GRAMIAN_METHODS)
+def test_no_problem_is_a_batch_too(method: type[GramianAggregator]) -> None:
+    assert CONTRACTS[method].build().solve(torch.zeros(0, 3, 3), torch.ones(3)).shape == (0, 3)
+
+
+@pytest.mark.parametrize("method", CONTRACTS)
+def test_gradients_may_require_a_gradient(method: type[Aggregator]) -> None:
+    jacobian = DIFFICULT["three"]
+    losses = losses_of(jacobian)
+    expected = CONTRACTS[method].build()(jacobian, losses)
+    found = CONTRACTS[method].build()(jacobian.clone().requires_grad_(), losses.clone().requires_grad_())
+    assert_same_bits(found, expected)
+    if method in GRAMIAN_METHODS:
+        gramian = (jacobian @ jacobian.mT).requires_grad_()
+        assert not CONTRACTS[method].build().solve(gramian, losses).requires_grad
+
+
+@pytest.mark.parametrize("method", CONTRACTS)
+def test_losses_must_be_as_many_as_rows(method: type[Aggregator]) -> None:
+    jacobian = DIFFICULT["three"]
+    name = method.__name__
+    with pytest.raises(ValueError, match=rf"^{name}: `losses` must be \(3,\), one value a row, got shape \(2,\)\."):
+        CONTRACTS[method].build()(jacobian, torch.ones(2))
+    with pytest.raises(TypeError, match=rf"^{name}: `losses` must be a tensor, got list\."):
+        CONTRACTS[method].build()(jacobian, [1.0, 2.0, 3.0])
+
+
+@pytest.mark.parametrize("method", CONTRACTS)
+def test_nonfinite_losses_count_where_losses_do(method: type[Aggregator]) -> None:
+    jacobian = DIFFICULT["three"]
+    losses = losses_of(jacobian)
+    for bad in (torch.nan, torch.inf):
+        broken = losses.clone()
+        broken[1] = bad
+        instance, other = CONTRACTS[method].build(), CONTRACTS[method].build()
+        assert_same_bits(instance(jacobian, losses), other(jacobian, losses))
+        before = state_of(instance)
+        found = instance(jacobian, broken)
+        if instance.uses_losses:
+            assert bool(found.isnan().all())
+            assert_same_bits(state_of(instance), before)
+        else:
+            assert_same_bits(found, other(jacobian, losses))
+
+
+@pytest.mark.parametrize("method", CONTRACTS)
+def test_losses_are_used_where_they_are_said_to_be(method: type[Aggregator]) -> None:
+    jacobian = DIFFICULT["three"]
+    losses = losses_of(jacobian)
+    one, other = CONTRACTS[method].build(), CONTRACTS[method].build()
+    changes = []
+    for step in range(6):
+        changed = losses * torch.tensor([3.0, 1.0, 1 / 3]) ** step
+        changes.append(not torch.equal(one(jacobian, losses), other(jacobian, changed)))
+    assert any(changes) == one.uses_losses
+
+
+@pytest.mark.parametrize("method", CONTRACTS)
 def test_reset_forgets_all_but_the_draws(method: type[Aggregator]) -> None:
     jacobian = DIFFICULT["three"]
     losses = losses_of(jacobian)

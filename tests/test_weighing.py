@@ -246,6 +246,37 @@ def test_a_closure_gets_a_second_look_after_the_step() -> None:
     assert method.rises.sum() > 0
 
 
+def test_the_second_look_is_not_to_be_seen() -> None:
+    one, other = Problem(), Problem()
+    for problem, method in ((one, SecondLook()), (other, gs.scalarizers.Sum())):
+        optimizer = problem.wrap(method)
+
+        def closure(problem: Problem = problem, optimizer: Any = optimizer) -> dict[str, Tensor]:
+            optimizer.zero_grad()
+            return problem.losses()
+
+        optimizer.step(closure)
+    assert_same_bits(one.gradients(), other.gradients())
+
+
+def test_a_closure_with_a_backward_pass_of_its_own_gets_no_second_look() -> None:
+    problem = Problem()
+    method = SecondLook()
+    optimizer = problem.wrap(method)
+    calls = []
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        losses = problem.losses()
+        optimizer.backward(losses)
+        calls.append(1)
+        return sum(losses.values()).detach()
+
+    optimizer.step(closure)
+    assert calls == [1]
+    assert method.rises is None
+
+
 def test_update_is_the_second_look_without_a_closure() -> None:
     problem = Problem()
     method = SecondLook()
@@ -335,3 +366,32 @@ def test_jacobian_of_sparse_gradients_is_dense() -> None:
     first, second = table(torch.tensor([0, 3])).sum(), 2 * table(torch.tensor([3, 3])).sum()
     (block,) = optimizer.jacobian([first, second])
     assert block[:, :, 0].tolist() == [[1.0, 0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 4.0, 0.0]]
+
+
+def test_observe_keeps_losses_apart_by_name() -> None:
+    problem = Problem()
+    by_hand = gs.aggregators.MoDo(gamma=1e-3)
+    inner = torch.optim.SGD(problem.parameters, lr=0.0)
+    optimizer = gs.MultiObjectiveOptimizer(inner, gs.aggregators.MoDo(gamma=1e-3), shared=problem.trunk)
+    for _ in range(3):
+        optimizer.observe(problem.losses(), problem.losses)
+        rows = optimizer.jacobian(problem.losses())
+        by_hand.observe(rows, rows)
+    expected = by_hand.weights(torch.eye(2, dtype=torch.float64))
+    assert abs(float(expected[0] - expected[1])) > 1e-3
+    assert_same_bits(optimizer.backward(problem.losses()).weights, expected)
+    losses = problem.losses()
+    swapped = optimizer.backward({"second": losses["second"], "first": losses["first"]})
+    assert_same_bits(swapped.weights, expected.flip(0))
+
+
+def test_observe_refuses_what_it_cannot_use() -> None:
+    problem = Problem()
+    with pytest.raises(
+        TypeError, match=r"^MultiObjectiveOptimizer: `aggregator` must look at .*, got UPGrad\.$"
+    ):
+        problem.wrap(gs.UPGrad()).observe(problem.losses(), problem.losses())
+    optimizer = problem.wrap(gs.aggregators.MoDo())
+    with pytest.raises(ValueError, match=r"\['first', 'second'\], got \['second'\]\.$"):
+        optimizer.observe(problem.losses(), {"first": None, "second": problem.losses()["second"]})
+    assert optimizer.aggregator.state_dict() == {}

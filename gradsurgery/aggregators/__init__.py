@@ -9,6 +9,7 @@ from .conflict_free import ConFIG
 from .conflict_free_momentum import MConFIG
 from .constant import Constant
 from .crmogm import CRMOGM
+from .crossbatch import CrossBatch
 from .dbmtl import DBMTL
 from .dualproj import DualProj
 from .excessmtl import ExcessMTL
@@ -62,6 +63,7 @@ __all__ = [
     "PCGrad",
     "Random",
     "Randomized",
+    "CrossBatch",
     "SDMGrad",
     "Sum",
     "TrimmedMean",

@@ -1,20 +1,17 @@
 """Aligned-MTL: gradients made orthogonal and equally long, then averaged."""
 
-import math
 from collections.abc import Sequence
 from typing import get_args
 
-import numpy as np
 from torch import Tensor
 
 from ..solvers import aligned_weights
 from ..solvers.alignment import Scale
-from ..solvers.nnls import Array
-from .base import GramianAggregator
 from .host import on_host
+from .preference import Preferring
 
 
-class AlignedMTL(GramianAggregator):
+class AlignedMTL(Preferring):
     r"""Replaces the gradients by the closest orthogonal ones of equal length, then averages.
 
     .. math:: d = J^\top w, \quad w = \sigma \, V \Lambda^{-1/2} V^\top p, \quad G = V \Lambda V^\top
@@ -60,26 +57,11 @@ class AlignedMTL(GramianAggregator):
     """
 
     def __init__(self, scale: Scale = "min", *, preference: Sequence[float] | Tensor | None = None) -> None:
-        super().__init__()
+        super().__init__(preference)
         if scale not in get_args(Scale):
             raise ValueError(f"AlignedMTL: `scale` must be one of {list(get_args(Scale))}, got {scale!r}.")
-        chosen = None if preference is None else tuple(float(entry) for entry in preference)
-        if chosen is not None and not (chosen and all(math.isfinite(entry) and entry >= 0 for entry in chosen)):
-            raise ValueError(f"AlignedMTL: `preference` must be finite numbers >= 0, one a loss, got {list(chosen)}.")
         self.scale = scale
-        self.preference = chosen
 
     def weights(self, gramian: Tensor, losses: Tensor | None = None) -> Tensor:
-        preference = self._preference(gramian.shape[-1])
+        preference = self.preferences(gramian.shape[-1])
         return on_host(lambda gramians: aligned_weights(gramians, preference, self.scale), gramian)
-
-    def _preference(self, count: int) -> Array:
-        if self.preference is None:
-            return np.full(count, 1.0 / count)
-        rows = self.current_rows(count)
-        if max(rows) >= len(self.preference):
-            raise ValueError(
-                f"AlignedMTL: `preference` must have one entry a loss, got {len(self.preference)} for loss "
-                f"{max(rows)}."
-            )
-        return np.array([self.preference[row] for row in rows])

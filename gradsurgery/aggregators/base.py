@@ -31,6 +31,11 @@ class Aggregator(Stateful, ABC):
     needs_jacobian: bool = True
     """Whether the gradients themselves are needed, not only their inner products."""
 
+    @property
+    def uses_losses(self) -> bool:
+        """Whether the loss values matter; a subclass to whose formula they do says so."""
+        return False
+
     @abstractmethod
     def direction(
         self, blocks: Sequence[Tensor], losses: Tensor | None = None, at: Tensor | None = None
@@ -95,13 +100,14 @@ class Aggregator(Stateful, ABC):
             - output: ``(..., P)``, or a list of tensors ``(...)``.
 
         Raises:
-            TypeError: The Jacobian is not floating point.
-            ValueError: The blocks disagree on K, K is zero, ``rows`` does not name one objective a row, or a batch is
-                given to a method that remembers gradients.
+            TypeError: The Jacobian is not floating point, or the losses are not a tensor.
+            ValueError: The blocks disagree on K, K is zero, there are not K losses, ``rows`` does not name one
+                objective a row, or a batch is given to a method that remembers gradients.
         """
         single = isinstance(jacobian, Tensor)
         blocks = [jacobian] if isinstance(jacobian, Tensor) else list(jacobian)
         self._check_blocks(blocks, single)
+        losses = self._checked_losses(losses, blocks[0].shape[-2 if single else 0])
         if not single or blocks[0].ndim == 2:
             known = rows is None and columns is None
             with nullcontext() if known else self.objectives(rows, blocks[0].shape[0], columns):
@@ -125,20 +131,35 @@ class Aggregator(Stateful, ABC):
 
     def _guarded_direction(self, blocks: list[Tensor], losses: Tensor | None, at: Tensor | None) -> list[Tensor]:
         """:meth:`direction`, NaN and without trace in the state where a block is not finite."""
-        if all(block.is_cpu for block in blocks):
-            if all(kernels.is_finite(block) for block in blocks):
-                with self.transaction():
-                    return self.direction(blocks, losses, at)
+        given = [*blocks, losses] if losses is not None and self.uses_losses else blocks
+        if all(tensor.is_cpu for tensor in given) and not all(kernels.is_finite(tensor) for tensor in given):
             return [torch.full_like(block[0], torch.nan) for block in blocks]
-        finite = torch.stack([block.isfinite().all().to(blocks[0].device) for block in blocks]).all()
         with self.transaction() as roll_back:
             directions = self.direction(blocks, losses, at)
+            if self.keeps_buffers and not all(kernels.is_finite(direction) for direction in directions):
+                roll_back()  # numbers that overflow on the way must not stay in the state
+            if all(tensor.is_cpu for tensor in given):
+                return directions
+            finite = torch.stack([tensor.isfinite().all().to(blocks[0].device) for tensor in given]).all()
             if self.stateful and not bool(finite):
                 roll_back()
         return [
             torch.where(finite.to(direction.device), direction, torch.full_like(direction, torch.nan))
             for direction in directions
         ]
+
+    def _checked_losses(self, losses: Tensor | None, count: int) -> Tensor | None:
+        """The losses as float64."""
+        if losses is None:
+            return None
+        name = type(self).__name__
+        if not isinstance(losses, Tensor):
+            raise TypeError(f"{name}: `losses` must be a tensor, got {type(losses).__name__}. Stack the loss values.")
+        if losses.ndim == 0 or losses.shape[-1] != count:
+            raise ValueError(
+                f"{name}: `losses` must be ({count},), one value a row, got shape {tuple(losses.shape)}."
+            )
+        return losses.detach().double()
 
     def _check_blocks(self, blocks: list[Tensor], single: bool) -> None:
         name = type(self).__name__
@@ -200,17 +221,29 @@ class GramianAggregator(Aggregator):
             ValueError: ``gramian`` is not square in its last two dimensions.
         """
         gramian = as_gramian(gramian, type(self).__name__)
+        losses = self._checked_losses(losses, gramian.shape[-1])
         with nullcontext() if rows is None else self.objectives(rows, gramian.shape[-1]):
-            if gramian.is_cpu and kernels.is_finite(gramian):
-                with self.transaction():
-                    return self.weights(gramian, losses)
-            finite = gramian.isfinite().all(-1).all(-1)
-            identity = torch.eye(gramian.shape[-1], dtype=gramian.dtype, device=gramian.device)
-            safe = torch.where(finite[..., None, None], gramian, identity)
-            with self.transaction() as roll_back:
-                weights = self.weights(safe, losses)
-                if self.stateful and not bool(finite.all()):
-                    roll_back()
+            values = losses if self.uses_losses else None
+            if gramian.is_cpu and kernels.is_finite(gramian) and (values is None or kernels.is_finite(values)):
+                with self.transaction() as roll_back:
+                    weights = self.weights(gramian, losses)
+                    if self.keeps_buffers and not kernels.is_finite(weights):
+                        roll_back()  # numbers that overflow on the way must not stay in the state
+                return weights
+            return self._masked_weights(gramian, losses, values)
+
+    def _masked_weights(self, gramian: Tensor, losses: Tensor | None, values: Tensor | None) -> Tensor:
+        """:meth:`weights`, NaN and without trace in the state where the Gramian or a loss is not finite."""
+        finite = gramian.isfinite().all(-1).all(-1)
+        if values is not None:
+            known = values.isfinite().all(-1)
+            losses = torch.where(known.unsqueeze(-1), values, torch.ones_like(values))
+            finite = finite & known.to(finite.device)
+        identity = torch.eye(gramian.shape[-1], dtype=gramian.dtype, device=gramian.device)
+        with self.transaction() as roll_back:
+            weights = self.weights(torch.where(finite[..., None, None], gramian, identity), losses)
+            if self.stateful and not (bool(finite.all()) and kernels.is_finite(weights)):
+                roll_back()
         return torch.where(finite[..., None], weights, torch.full_like(weights, torch.nan))
 
     def direction(
@@ -243,4 +276,4 @@ def as_gramian(gramian: Tensor, name: str) -> Tensor:
             f"{name}: `gramian` must be square in its last two dimensions, K >= 1, got shape "
             f"{tuple(gramian.shape)}. Inner products of the rows: jacobian @ jacobian.mT."
         )
-    return gramian.double()
+    return gramian.detach().double()

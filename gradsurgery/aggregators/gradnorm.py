@@ -82,6 +82,10 @@ class GradNorm(GramianAggregator):
         self.register_per_loss("log_weights", 0.0)
         self.register_per_loss("initial", math.nan)
 
+    @property
+    def uses_losses(self) -> bool:
+        return self.alpha > 0 and self.progress == "loss"
+
     def weights(self, gramian: Tensor, losses: Tensor | None = None) -> Tensor:
         norms = gramian.diagonal(dim1=-2, dim2=-1).sqrt()
         logarithms = self.recall("log_weights", norms)

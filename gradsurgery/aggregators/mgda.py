@@ -68,6 +68,10 @@ class MGDA(GramianAggregator):
             )
         self.normalization = normalization
 
+    @property
+    def uses_losses(self) -> bool:
+        return self.normalization in ("loss", "loss+")
+
     def weights(self, gramian: Tensor, losses: Tensor | None = None) -> Tensor:
         if self.normalization == "none":
             return on_host(min_norm_weights, gramian)

@@ -95,7 +95,7 @@ class NashMTL(GramianAggregator):
             kept = self._solution(gramian)
             self.remember("kept", kept)
         self.calls = self.calls + 1
-        return kept
+        return kept.clone()
 
 
 def _weights(gramian: Array) -> Array:

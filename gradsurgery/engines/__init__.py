@@ -5,4 +5,14 @@ from .choice import choose_engine
 from .func import Func, functional_jacobian
 from .loop import Loop
 
-__all__ = ["Block", "Engine", "Func", "Loop", "PerLossGradients", "PlainSum", "Request", "choose_engine", "functional_jacobian"]
+__all__ = [
+    "Block",
+    "Engine",
+    "Func",
+    "Loop",
+    "PerLossGradients",
+    "PlainSum",
+    "Request",
+    "choose_engine",
+    "functional_jacobian",
+]
