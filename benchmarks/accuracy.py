@@ -148,7 +148,7 @@ def bargain(gramian: Matrix, exponent: Any) -> Matrix:
 def aligned(gramian: Matrix) -> Matrix:
     values, vectors = mpmath.eigsy(gramian)
     factors = mpmath.diag([mpmath.sqrt(min(values) / value) for value in values])
-    return vectors * factors * vectors.T * mpmath.ones(gramian.rows, 1)
+    return vectors * factors * vectors.T * mpmath.ones(gramian.rows, 1) / gramian.rows
 
 
 METHODS: dict[str, tuple[Callable[[], Aggregator], Callable[[Matrix], Matrix]]] = {
@@ -158,7 +158,7 @@ METHODS: dict[str, tuple[Callable[[], Aggregator], Callable[[Matrix], Matrix]]] 
     "CAGrad": (lambda: gs.CAGrad(c=0.4), cagrad),
     "IMTLG": (gs.IMTLG, imtlg),
     "ConFIG": (gs.ConFIG, config),
-    "NashMTL": (gs.NashMTL, lambda gramian: bargain(gramian, 1)),
+    "NashMTL": (lambda: gs.NashMTL(normalize=False), lambda gramian: bargain(gramian, 1)),
     "FairGrad": (lambda: gs.FairGrad(alpha=2.0), lambda gramian: bargain(gramian, mpf(1) / 2)),
     "AlignedMTL": (gs.AlignedMTL, aligned),
 }
@@ -168,24 +168,24 @@ METHODS: dict[str, tuple[Callable[[], Aggregator], Callable[[Matrix], Matrix]]] 
 
 
 def jacobian(condition: float, seed: int, spread: float) -> np.ndarray:
-    """Rows of one length whose Gramian has about this condition number, then stretched by up to ``spread``."""
+    """Rows of one length whose Gramian has this condition number, then stretched by up to ``spread``."""
     source = np.random.default_rng(seed)
     left, _ = np.linalg.qr(source.standard_normal((ROWS, ROWS)))
     right, _ = np.linalg.qr(source.standard_normal((COLUMNS, ROWS)))
-    rows = left * np.geomspace(1.0, condition**-0.5, ROWS) @ right.T
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    for _ in range(200):  # unit rows change the spectrum, and the spectrum the length of the rows
+        rows = left * np.geomspace(1.0, condition**-0.5, ROWS) @ right.T
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        left, _, _ = np.linalg.svd(rows)
     return rows * np.geomspace(1.0, spread, ROWS)[source.permutation(ROWS), None]
 
 
 def error(found: np.ndarray, rows: np.ndarray, reference: Callable[[Matrix], Matrix]) -> float:
-    """Relative to the exact direction for exactly these rows; up to a factor, because the length has conventions."""
+    """Of a direction, relative to the exact one for exactly these rows."""
     exact = mpmath.matrix(rows.tolist())
     weights = reference(exact * exact.T)
     direction = exact.T * weights
     actual = mpmath.matrix(found.tolist())
-    squared = (actual.T * actual)[0]
-    factor = (actual.T * direction)[0] / squared if squared else mpf(0)
-    return float(mpmath.norm(factor * actual - direction) / mpmath.norm(direction))
+    return float(mpmath.norm(actual - direction) / mpmath.norm(direction))
 
 
 def optimality_gap(rows: np.ndarray) -> float:

@@ -30,10 +30,12 @@ COLUMNS = 256  # more than K: the rows are independent
 SHORTEST = 2e-4  # seconds that one timing has to last: fast calls are repeated
 
 # With the same options as the peer has below, where those of the registry differ.
-OURS: dict[str, Callable[[], Aggregator]] = {
-    "Krum": lambda: gs.aggregators.Krum(1),
-    "TrimmedMean": lambda: gs.aggregators.TrimmedMean(1),
+OURS: dict[str, Callable[[int], Aggregator]] = {
+    "Constant": lambda k: gs.aggregators.Constant(torch.linspace(0.5, 1.5, k)),
+    "Krum": lambda k: gs.aggregators.Krum(1),
+    "TrimmedMean": lambda k: gs.aggregators.TrimmedMean(1),
 }
+FEWEST = {"Krum": 4, "TrimmedMean": 4}  # losses, with these options
 # How torchjd builds the same method, where it has it, and what that needs.
 PEERS: dict[str, tuple[str, Callable[[Any, int], Any]]] = {
     "Sum": ("gramian", lambda a, k: a.SumWeighting()),

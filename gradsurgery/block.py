@@ -33,7 +33,8 @@ class ImpartialityBlock(nn.Module):
 
     Args:
         num_branches: K, >= 1.
-        aggregator: The method. Its state is the block's.
+        aggregator: The method. Its state is the block's. One that needs the losses, or remembers gradients, cannot
+            work here: a block sees no losses, and its rows are as long as the batch is large.
         rescale: Whether the result gets the Frobenius norm of the plain sum, so that the learning rate keeps its
             meaning.
         grad_scaler: The scaler of float16 training, for methods that are not homogeneous in the gradients; it
@@ -44,7 +45,7 @@ class ImpartialityBlock(nn.Module):
         - output: K tensors of the same shape.
 
     Raises:
-        ValueError: ``num_branches`` is < 1.
+        ValueError: ``num_branches`` is < 1, or ``aggregator`` needs the losses or remembers gradients.
         TypeError: ``aggregator`` is not an aggregator.
         RuntimeError: The backward pass is differentiated again.
 
@@ -77,6 +78,16 @@ class ImpartialityBlock(nn.Module):
         if not isinstance(aggregator, Aggregator):
             raise TypeError(
                 f"ImpartialityBlock: `aggregator` must be an aggregator such as gs.PCGrad(), got {aggregator!r}."
+            )
+        if aggregator.uses_losses:
+            raise ValueError(
+                f"ImpartialityBlock: `aggregator` must be a method that needs no losses, which a block does not "
+                f"have, got {type(aggregator).__name__}. Use an option without losses, or MultiObjectiveOptimizer."
+            )
+        if aggregator.remembers_gradients:
+            raise ValueError(
+                f"ImpartialityBlock: `aggregator` must be a method that remembers no gradients, as batches differ, "
+                f"got {type(aggregator).__name__}. Use it with MultiObjectiveOptimizer."
             )
         self.num_branches = num_branches
         self.aggregator = aggregator

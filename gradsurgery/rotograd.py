@@ -46,7 +46,8 @@ class RotoGrad(nn.Module):
         - output: K tensors of the same shape.
 
     Raises:
-        ValueError: An option is out of its range, or the input is too narrow.
+        ValueError: An option is out of its range, the input is too narrow, or ``aggregator`` needs the losses or
+            remembers gradients.
         TypeError: ``aggregator`` is not an aggregator.
 
     Cost:

@@ -181,6 +181,11 @@ class Stateful(nn.Module):
         return any(member._buffers or member._per_loss for member in members)
 
     @property
+    def remembers_gradients(self) -> bool:
+        """Whether there is a buffer for each block of a Jacobian, which then has to keep its shape."""
+        return any(layout.per_block for member in self._members() for layout in member._per_loss.values())
+
+    @property
     def stateful(self) -> bool:
         """Whether a call can leave anything behind: in a buffer, or in the position of a random generator."""
         return self.keeps_buffers or any(isinstance(module, Randomized) for module in self.modules())

@@ -122,6 +122,11 @@ def _check_state(method: Aggregator, labels: tuple[str, ...], last: tuple[str, .
     if not labels or not method.keeps_buffers:
         return
     name = type(method).__name__
+    if any(getattr(member, "observes_whole_jacobians", False) for member in method.modules()):
+        raise ValueError(
+            f"MultiObjectiveOptimizer: `scope` must be 'all' for a method that learns from whole Jacobians in "
+            f"observe(), got {name}."
+        )
     if method.needs_jacobian:
         raise ValueError(
             f"MultiObjectiveOptimizer: `scope` must be 'all' for a method over the Jacobian that has a state, got "

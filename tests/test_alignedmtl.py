@@ -2,6 +2,7 @@
 
 import math
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -29,6 +30,40 @@ def test_direction_is_exact(count: int, kind: str) -> None:
     single = jacobian.float()
     expected = aligned_direction(single.double().numpy(), "min", uniform(count))
     assert_near(AlignedMTL()(single), expected, 1e-5)
+
+
+def exact(jacobian: Tensor, scale: Scale, preference: np.ndarray) -> np.ndarray:
+    """The same for rows that span all columns, from their orthogonal factor J (J^T J)^(-1/2), in 80 digits."""
+    with mpmath.workdps(80):
+        rows = mpmath.matrix(jacobian.tolist())
+        values, vectors = mpmath.eigsy(rows.T * rows)
+        lengths = sorted(mpmath.sqrt(value) for value in values)
+        mean = mpmath.sqrt(sum(values) / len(values))
+        size = {"min": lengths[0], "median": lengths[(len(lengths) - 1) // 2], "rmse": mean}[scale]
+        inverse = vectors * mpmath.diag([1 / mpmath.sqrt(value) for value in values]) * vectors.T
+        return np.array([float(x) for x in size * inverse * rows.T * mpmath.matrix(preference.tolist())])
+
+
+@pytest.mark.parametrize("ratio", [1.0, 1e3, 1e6, 1e9, 1e18])
+@pytest.mark.parametrize(("count", "rank"), [(3, 2), (8, 7), (8, 3), (5, 5), (4, 1)])
+def test_dependent_rows_of_different_length(count: int, rank: int, ratio: float) -> None:
+    spread = np.random.default_rng(count).permutation(np.geomspace(1.0, ratio, count))
+    jacobian = torch.from_numpy(spread[:, None]) * gaussian(count, rank, seed=rank)
+    backwards = torch.arange(count).flip(0)
+    for scale in SCALES:
+        direction = AlignedMTL(scale)(jacobian)
+        assert_near(direction, exact(jacobian, scale, uniform(count)), 1e-9)
+        assert_near(AlignedMTL(scale)(jacobian[backwards]), direction, 1e-9)
+        assert_near(AlignedMTL(scale)(3e-7 * jacobian) / 3e-7, direction, 1e-9)
+
+
+def test_long_duplicates_do_not_drown_short_rows() -> None:
+    row, other = gaussian(2, 6)
+    jacobian = torch.stack([1e9 * row, math.pi * 1e9 * row, 1e-9 * other])
+    single = torch.stack([math.hypot(1e9, math.pi * 1e9) * row, 1e-9 * other])
+    share = torch.tensor([(1 + math.pi) / math.hypot(1.0, math.pi), 1.0]) / 3  # of the two together, at right angles
+    expected = AlignedMTL(preference=share)(single)
+    assert_near(AlignedMTL()(jacobian), expected, 1e-7)
 
 
 @pytest.mark.parametrize("cosine", [0.9, 0.0, -0.5, -0.99, -0.9999])

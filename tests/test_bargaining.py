@@ -94,6 +94,35 @@ def test_a_batch_of_very_different_problems() -> None:
             assert_near(weights @ rows.numpy(), alone @ rows.numpy(), 1e-8, 1e-12 * longest)
 
 
+def _in_mild_conflict(count: int, seed: int) -> Tensor:
+    """Unit rows whose Gramian has a condition number of the order of 20."""
+    left, right = (
+        torch.linalg.qr(gaussian(count, count, seed))[0],
+        torch.linalg.qr(gaussian(2 * count, count, seed))[0],
+    )
+    rows = left * torch.logspace(0, math.log10(20**-0.5), count, dtype=torch.float64) @ right.mT
+    return rows / norms_of(rows).unsqueeze(1)
+
+
+@pytest.mark.parametrize("ratio", [1.0, 2e3, 1e6, 1e12])
+@pytest.mark.parametrize("alpha", [30.0, 70.0, 100.0, 1e3, 1e6])
+def test_weights_may_be_smaller_than_any_number(alpha: float, ratio: float) -> None:
+    """The gains are ``w^(-1 / alpha)``, or more than that of a weight too small to be told from zero."""
+    for count, seed in ((2, 0), (3, 1), (8, 2), (8, 3)):
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+        norms = torch.logspace(0, math.log10(ratio), count, dtype=torch.float64)[order]
+        jacobian = norms.unsqueeze(1) * _in_mild_conflict(count, seed)
+        weights = FairGrad(alpha).weights(gramian_of(jacobian))
+        assert bool((weights > 0).all())
+        direction = weights @ jacobian
+        gains = jacobian @ direction
+        excess = (gains - weights ** (-1 / alpha)) / norms / direction.norm()
+        assert float(excess.min()) >= -1e-12
+        assert float(excess[weights > 1e-130 * weights.max()].max()) <= 1e-12
+    gramian = torch.tensor([[1.0, 0.3e6], [0.3e6, 1e12]], dtype=torch.float64)  # G w = (1, 3e5)
+    assert_near(FairGrad(alpha).weights(gramian)[:1], torch.ones(1), 1e-12)
+
+
 # --- where no direction helps every loss -------------------------------------------------------------------------
 
 

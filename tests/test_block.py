@@ -11,7 +11,8 @@ from support import DIFFICULT, assert_near, assert_same_bits
 from torch import Tensor, nn
 
 import gradsurgery as gs
-from gradsurgery.aggregators import Aggregator
+from gradsurgery import aggregators
+from gradsurgery.aggregators import CONTRACTS, Aggregator
 
 CONFLICT = DIFFICULT["two in conflict"]
 
@@ -75,6 +76,48 @@ def test_two_branches_by_hand() -> None:
     projected = torch.tensor([-0.4, 2.8], dtype=torch.float64)
     assert_near(pull(gs.PCGrad(), CONFLICT), projected, 1e-12)
     assert_near(pull(gs.PCGrad(), CONFLICT, rescale=True), projected * plain.norm() / projected.norm(), 1e-12)
+
+
+REFUSED: list[tuple[str, Callable[[], Aggregator]]] = [
+    ("needs no losses", gs.GradNorm),
+    ("needs no losses", lambda: gs.MGDA("loss")),
+    ("needs no losses", lambda: gs.MGDA("loss+")),
+    ("needs no losses", aggregators.DBMTL),
+    ("needs no losses", lambda: aggregators.MoCo(normalization="loss")),
+    ("needs no losses", lambda: gs.Chain(gs.Mean(), gs.MGDA("loss"))),
+    ("needs no losses", lambda: aggregators.CRMOGM(gs.GradNorm())),
+    ("remembers no gradients", aggregators.MoCo),
+    ("remembers no gradients", aggregators.MConFIG),
+    ("remembers no gradients", aggregators.ExcessMTL),
+    ("remembers no gradients", lambda: gs.Chain(gs.Mean(), aggregators.MConFIG())),
+]
+
+
+@pytest.mark.parametrize(("rule", "build"), REFUSED)
+def test_methods_that_cannot_work_in_a_block(rule: str, build: Callable[[], Aggregator]) -> None:
+    method = build()
+    message = f"^ImpartialityBlock: `aggregator` must be a method that {rule}.* got {type(method).__name__}"
+    with pytest.raises(ValueError, match=message):
+        gs.ImpartialityBlock(2, method)
+    with pytest.raises(ValueError, match=message):
+        gs.RotoGrad(2, 3, method)
+
+
+def _refused(method: Aggregator) -> bool:
+    return method.uses_losses or method.remembers_gradients
+
+
+@pytest.mark.parametrize(
+    "build", [contract.build for contract in CONTRACTS.values() if not _refused(contract.build())]
+)
+def test_every_other_method_works_with_batches_of_any_size(build: Callable[[], Aggregator]) -> None:
+    block = gs.ImpartialityBlock(2, build())
+    for size in (5, 3):
+        z = torch.linspace(-1, 1, 2 * size).view(size, 2).requires_grad_()
+        first, second = block(z)
+        (first.square().sum() - second.sum()).backward()
+        assert z.grad is not None
+        assert bool(z.grad.isfinite().all())
 
 
 GRAMIAN_METHODS: list[Callable[[], Aggregator]] = [

@@ -368,6 +368,52 @@ def test_nonfinite_propagates(method: type[Aggregator], bad: float) -> None:
     assert_same_bits(disturbed(jacobian, losses), undisturbed(jacobian, losses))
 
 
+VARIANTS: list[Callable[[], Aggregator]] = [
+    *(contract.build for contract in CONTRACTS.values()),
+    *(lambda kind=kind: gs.MGDA(kind) for kind in ("l2", "loss", "loss+")),
+    lambda: gs.GradNorm(alpha=0.0),
+    lambda: gs.GradNorm(progress="gradient"),
+    lambda: aggregators.MoCo(normalization="loss"),
+    lambda: gs.Chain(gs.GradNorm(), gs.Mean()),
+    lambda: gs.Chain(gs.Mean(), aggregators.DBMTL()),
+    lambda: aggregators.CRMOGM(gs.MGDA("loss")),
+]
+
+
+def _depends_on_losses(build: Callable[[], Aggregator], jacobian: Tensor) -> bool:
+    """Found out by asking: without losses, and with others."""
+    first = build()
+    second = copy.deepcopy(first)
+    try:
+        build()(jacobian)
+    except ValueError:
+        return True
+    losses = losses_of(jacobian)
+    pairs = [(first(jacobian, losses), second(jacobian, losses.flip(0) ** power)) for power in range(3)]
+    return not all(torch.equal(*pair) for pair in pairs)
+
+
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("build", VARIANTS)
+def test_nonfinite_losses(build: Callable[[], Aggregator], bad: float) -> None:
+    jacobian = DIFFICULT["five"]
+    losses = losses_of(jacobian)
+    method = build()
+    assert method.uses_losses == _depends_on_losses(build, jacobian)
+    method(jacobian, losses)
+    before = state_of(method)
+    losses[2] = bad
+    if not method.uses_losses:
+        assert bool(method(jacobian, losses).isfinite().all())
+        return
+    assert not bool(method(jacobian, losses).isfinite().any())
+    assert not any(bool(part.isfinite().any()) for part in method([jacobian, jacobian[:, 0]], losses))
+    assert_same_bits(state_of(method), before)
+    if isinstance(method, GramianAggregator) and not method.needs_jacobian:
+        assert bool(method.solve(jacobian @ jacobian.mT, losses).isnan().all())
+        assert_same_bits(state_of(method), before)
+
+
 @pytest.mark.parametrize("method", [method for method, c in CONTRACTS.items() if "batched" in c.guarantees])
 def test_nonfinite_problem_leaves_the_rest_of_a_batch(method: type[Aggregator]) -> None:
     jacobian = DIFFICULT["two in conflict"]

@@ -1,6 +1,7 @@
 """Methods that learn their weights from two independent batches: SDMGrad, MoDo, and what they stand on."""
 
 import copy
+import itertools
 import math
 import pickle
 from collections.abc import Callable, Sequence
@@ -11,17 +12,18 @@ import pytest
 import torch
 from references import exact_min_norm
 from scipy.optimize import minimize
-from support import assert_near, assert_same_bits, gaussian, state_of
+from support import DIFFICULT, assert_near, assert_same_bits, gaussian, norms_of, state_of
 from torch import Tensor, nn
 
 import gradsurgery as gs
 from gradsurgery import kernels
-from gradsurgery.aggregators import MoDo, SDMGrad
+from gradsurgery.aggregators import Aggregator, MoDo, SDMGrad
 from gradsurgery.aggregators.crossbatch import CrossBatch
 from gradsurgery.solvers import project_on_simplex
 
 METHODS: dict[str, Callable[[], CrossBatch]] = {
     "SDMGrad": SDMGrad,
+    "SDMGrad, as published": lambda: SDMGrad(lr=10.0),
     "SDMGrad, small steps": lambda: SDMGrad(0.6, lr=0.1, momentum=0.0, iterations=7),
     "SDMGrad, without regularisation": lambda: SDMGrad(0.0, lr=0.5),
     "MoDo": MoDo,
@@ -60,10 +62,13 @@ def literal_step(method: CrossBatch, first: Tensor, second: Tensor, weights: lis
         pull = [sum(inner[i][j] * weights[j] for j in range(count)) + method.rho * weights[i] for i in range(count)]
         return literal_projection([weights[i] - method.gamma * pull[i] for i in range(count)])
     assert isinstance(method, SDMGrad)
-    scale = sum(math.sqrt(max(inner[i][i], 0.0)) for i in range(count)) / count
+    scale = (sum(math.sqrt(max(inner[i][i], 0.0)) for i in range(count)) / count) ** 2
+    if method.lr is None:
+        inner = [[(inner[i][j] + inner[j][i]) / 2 for j in range(count)] for i in range(count)]
+        scale = max(sum(abs(entry) for entry in row) for row in inner)
     current = torch.tensor(weights, dtype=torch.float64, requires_grad=True)
-    matrix = torch.tensor(inner, dtype=torch.float64) / scale**2
-    optimizer = torch.optim.SGD([current], lr=method.lr, momentum=method.momentum)
+    matrix = torch.tensor(inner, dtype=torch.float64) / scale
+    optimizer = torch.optim.SGD([current], lr=method.lr or 1.0, momentum=method.momentum)
     for _ in range(method.iterations):
         current.grad = matrix @ current.detach() + method.strength * matrix.mean(dim=1)
         optimizer.step()
@@ -132,8 +137,8 @@ def test_absent_losses_wait(name: str) -> None:
 def test_sdmgrad_approaches_its_minimum() -> None:
     """Where both batches agree, A is a Gramian and the problem has one answer."""
     rows = batches(0)[0]
-    for strength in (0.0, 0.3, 2.0):
-        method = SDMGrad(strength, lr=0.3, iterations=3000)
+    for strength, lr in itertools.product((0.0, 0.3, 2.0), (None, 0.3)):
+        method = SDMGrad(strength, lr=lr, iterations=3000)
         method.observe(rows, rows)
         gramian = (rows @ rows.mT).numpy()
         scale = gramian.max()
@@ -146,9 +151,49 @@ def test_sdmgrad_approaches_its_minimum() -> None:
         best = minimize(objective, np.full(4, 0.25), bounds=[(0, 1)] * 4, constraints=total, options=options)
         expected = (torch.from_numpy(best.x) + strength / 4) / (1 + strength)
         assert_near(method.weights(torch.eye(4, dtype=torch.float64)), expected, 1e-5)
-    method = SDMGrad(0.0, lr=0.3, iterations=3000)
-    method.observe(rows, rows)
-    assert_near(method(rows), exact_min_norm(rows.numpy()), 1e-8)
+
+
+@pytest.mark.parametrize("difficulty", DIFFICULT)
+def test_sdmgrad_comes_to_rest_at_its_minimum_by_default(difficulty: str) -> None:
+    """Observation after observation of the same gradients, whatever these are; a zero row is one of the rows here."""
+    rows = DIFFICULT[difficulty]
+    method = SDMGrad(0.0)
+    for _ in range(200):
+        method.observe(rows, rows)
+    shortest = 0.0 if bool((norms_of(rows) == 0).any()) else float(np.linalg.norm(exact_min_norm(rows.numpy())))
+    found, longest = float(method(rows).norm()), float(norms_of(rows).max())
+    assert found**2 <= shortest**2 + 1e-5 * longest**2
+
+
+def test_sdmgrad_as_published_bounces_where_the_default_does_not() -> None:
+    rows = torch.diag(torch.tensor([1.0, 1.1], dtype=torch.float64))
+    method, published = SDMGrad(0.0), SDMGrad(0.0, lr=10.0)
+    for one in (method, published):
+        one.observe(rows, rows)
+    assert_near(method(rows), exact_min_norm(rows.numpy()), 1e-4)
+    assert published.simplex.tolist() in ([0.0, 1.0], [1.0, 0.0])
+
+
+@pytest.mark.parametrize("count", [3, 64])
+def test_the_order_of_what_sdmgrad_observes_is_no_matter(count: int) -> None:
+    half = gaussian(count, 40)
+    rows = torch.cat([half, -half, 3.0 * half[:1]])  # opposed, parallel, and at 64 more than columns
+    order = torch.from_numpy(np.random.default_rng(0).permutation(len(rows)))
+    straight, permuted = SDMGrad(), SDMGrad()
+    for step in range(5):
+        noisy = rows + 0.1 * gaussian(*rows.shape, seed=step)
+        straight.observe(rows, noisy)
+        permuted.observe(rows[order], noisy[order])
+        assert_near(permuted.simplex, straight.simplex[order], 1e-8)
+        assert_near(permuted(rows[order]), straight(rows), 1e-8)
+
+
+def test_products_near_the_largest_number() -> None:
+    method, plain = SDMGrad(), SDMGrad()
+    rows = gaussian(4, 2)
+    for one, scale in ((method, 2.0**510), (plain, 1.0)):
+        one.observe(scale * rows, scale * rows)
+    assert_same_bits(method.simplex, plain.simplex)
 
 
 @pytest.mark.parametrize("method", [SDMGrad(0.0, lr=0.2), MoDo(0.004, 0.0)])
@@ -279,7 +324,7 @@ NAN, INF = math.nan, math.inf
     ("build", "message"),
     [
         (lambda: SDMGrad(-0.1), "SDMGrad: `strength` must be a finite number >= 0, got -0.1"),
-        (lambda: SDMGrad(lr=0.0), "SDMGrad: `lr` must be a finite number > 0, got 0.0"),
+        (lambda: SDMGrad(lr=0.0), "SDMGrad: `lr` must be a finite number > 0 or None, got 0.0"),
         (lambda: SDMGrad(momentum=1.0), r"SDMGrad: `momentum` must be in \[0, 1\), got 1.0"),
         (lambda: SDMGrad(iterations=0), "SDMGrad: `iterations` must be an integer >= 1, got 0"),
         (lambda: SDMGrad(iterations=2.5), "SDMGrad: `iterations` must be an integer >= 1, got 2.5"),
@@ -358,6 +403,24 @@ def test_training_continues_from_a_checkpoint(name: str, tmp_path: Any) -> None:
         train(model, optimizer, range(3, 6))
     assert_same_bits(dict(models[1].state_dict()), dict(models[0].state_dict()))
     assert_same_bits(dict(optimizers[1].aggregator.state_dict()), dict(optimizers[0].aggregator.state_dict()))
+
+
+@pytest.mark.parametrize("scope", ["tensor", "module"])
+@pytest.mark.parametrize("inside", [lambda method: method, lambda method: gs.Chain(gs.Mean(), method)])
+@pytest.mark.parametrize("name", ["SDMGrad", "MoDo"])
+def test_scope_must_be_all(name: str, inside: Callable[[Aggregator], Aggregator], scope: Any) -> None:
+    model = make_model()
+    method = METHODS[name]()
+    plain = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = gs.MultiObjectiveOptimizer(plain, inside(method), shared=model["trunk"], scope=scope)
+    method.observe(optimizer.jacobian(losses_of(model, 0, 1)), optimizer.jacobian(losses_of(model, 0, 2)))
+    before = state_of(method)
+    with pytest.raises(
+        ValueError, match="^MultiObjectiveOptimizer: `scope` must be 'all' for a method that learns from"
+    ):
+        optimizer.backward(losses_of(model, 0, 3))
+    assert_same_bits(state_of(method), before)
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 # --- what they stand on ------------------------------------------------------------------------------------------

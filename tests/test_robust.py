@@ -96,10 +96,14 @@ def test_krum_needs_neighbours() -> None:
         Krum(2)(torch.eye(4))
     with pytest.raises(ValueError, match=r"^Krum: `n_selected` must be at most the number of losses, 4, got 5\."):
         Krum(n_selected=5)(torch.eye(4))
-    with pytest.raises(ValueError, match=r"^Krum: `n_byzantine` must be at least 0, got -1\."):
-        Krum(-1)
-    with pytest.raises(ValueError, match=r"^Krum: `n_selected` must be at least 1, got 0\."):
-        Krum(n_selected=0)
+    for wrong in (-1, 0.5, math.nan, "1"):
+        with pytest.raises(
+            ValueError, match=rf"^Krum: `n_byzantine` must be None or an integer >= 0, got {wrong!r}\."
+        ):
+            Krum(wrong)
+    for wrong in (0, 1.5, None):
+        with pytest.raises(ValueError, match=rf"^Krum: `n_selected` must be an integer >= 1, got {wrong}\."):
+            Krum(n_selected=wrong)
 
 
 # --- TrimmedMean -------------------------------------------------------------------------------------------------
@@ -153,5 +157,8 @@ def test_trimmed_mean_needs_something_to_be_left() -> None:
     message = r"^TrimmedMean: `trim_number` must be less than half the number of losses, 4, got 2\. Use None"
     with pytest.raises(ValueError, match=message):
         TrimmedMean(2)(torch.eye(4))
-    with pytest.raises(ValueError, match=r"^TrimmedMean: `trim_number` must be at least 0, got -1\."):
-        TrimmedMean(-1)
+    for wrong in (-1, 0.5, math.nan):
+        with pytest.raises(
+            ValueError, match=rf"^TrimmedMean: `trim_number` must be None or an int.* >= 0, got {wrong}\."
+        ):
+            TrimmedMean(wrong)

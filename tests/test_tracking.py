@@ -11,7 +11,7 @@ from support import assert_near, assert_same_bits, gaussian, norms_of, state_of
 from torch import Tensor, nn
 
 import gradsurgery as gs
-from gradsurgery.aggregators import DBMTL, Aggregator, ExcessMTL, MoCo
+from gradsurgery.aggregators import DBMTL, Aggregator, ExcessMTL, MConFIG, MoCo
 
 Row = dict[int, list[float]]  # by block
 
@@ -266,6 +266,40 @@ def test_nonfinite_losses_or_gradients_leave_the_state(name: str) -> None:
         assert_same_bits(state_of(method), before)
     else:
         assert all(bool(direction.isfinite().all()) for direction in directions)
+
+
+OVERFLOWING: dict[str, tuple[list[Tensor], Tensor]] = {
+    "squares": ([1e200 * gaussian(4, 6, seed=1)], losses_at(0)),
+    "quotients": ([1e20 * gaussian(4, 6, seed=1).float()], torch.tensor([1e-20, 1.0, 1.0, 1.0])),
+    "sums of squares": ([torch.full((4, 6), 3e38)], losses_at(0)),
+}
+
+
+@pytest.mark.parametrize("overflow", OVERFLOWING)
+@pytest.mark.parametrize("name", [*PAIRS, "MConFIG"])
+def test_numbers_that_overflow_do_not_stay(name: str, overflow: str) -> None:
+    """Either the direction is finite, or nothing has happened; whatever is remembered, later calls work."""
+    blocks, losses = OVERFLOWING[overflow]
+    calm = [1e-3 * block / block.abs().max() for block in blocks]
+    for first in (True, False):
+        method = MConFIG() if name == "MConFIG" else METHODS[name]()
+        if not first:
+            method(calm, losses_at(0))
+        before = state_of(method)
+        for _ in range(2):
+            directions = method(blocks, losses)
+            if not all(bool(direction.isfinite().all()) for direction in directions):
+                assert_same_bits(state_of(method), before)
+        assert all(bool(value.isfinite().all()) for value in method.state_dict().values())
+        assert all(bool(direction.isfinite().all()) for direction in method(calm, losses_at(0)))
+
+
+@pytest.mark.parametrize("name", [*PAIRS, "MConFIG"])
+def test_squares_that_overflow_give_no_finite_direction(name: str) -> None:
+    method = MConFIG() if name == "MConFIG" else METHODS[name]()
+    blocks, losses = OVERFLOWING["squares"]
+    if not name.startswith("ExcessMTL"):  # which takes no squares
+        assert not bool(method(blocks, losses)[0].isfinite().all())
 
 
 @pytest.mark.parametrize("count", [4, 6])

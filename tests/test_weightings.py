@@ -1,28 +1,38 @@
 """Methods that weigh the gradients without looking at their angles: fixed, drawn, by their norms, over time."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 from scipy.stats import kstest
-from support import DIFFICULT, assert_near, assert_same_bits, gaussian, losses_of, norms_of
+from support import DIFFICULT, assert_near, assert_same_bits, gaussian, losses_of, norms_of, state_of
 from torch import Tensor
 
 from gradsurgery.aggregators import (
     CRMOGM,
+    DBMTL,
     MGDA,
+    Aggregator,
+    AlignedMTL,
     Chain,
     Constant,
+    DualProj,
+    ExcessMTL,
     GradDrop,
     GradNorm,
+    MConFIG,
     Mean,
+    MoCo,
     NormalizedSGD,
     PCGrad,
     Random,
     Sum,
+    TrimmedMean,
     UPGrad,
 )
+from gradsurgery.kernels.host import _starts
+from gradsurgery.solvers.nnls import _identity
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -58,9 +68,46 @@ def test_constant_needs_a_weight_for_every_loss() -> None:
         Constant([1.0, 2.0])(torch.eye(3))
     with pytest.raises(ValueError, match=r"^Constant: `weights` must .*, got 1 for loss 4\."):
         Constant([1.0])(torch.eye(1), rows=[4])
-    for wrong in ([], [1.0, math.nan], [math.inf]):
+    for wrong in ([], [1.0, math.nan], [math.inf], torch.ones(2, 2), [[1.0, 2.0]]):
         with pytest.raises(ValueError, match=r"^Constant: `weights` must be finite numbers, one a loss, got \["):
             Constant(wrong)
+    with pytest.raises(ValueError, match=r"^Constant: `weights` must be .*, got 1\.0\."):
+        Constant(1.0)
+    for wrong in ("12", ["1", "2"], [1.0, [2.0]], None):
+        with pytest.raises(TypeError, match=r"^Constant: `weights` must be finite numbers, one a loss, got "):
+            Constant(wrong)
+
+
+# --- what matters how much ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("build", [UPGrad, DualProj, AlignedMTL])
+def test_preferences_are_a_vector_with_something_in_it(build: type) -> None:
+    rule = f"^{build.__name__}: `preference` must be finite numbers >= 0, not all zero, one a loss, got "
+    for wrong in ([], [0.0, 0.0], [1.0, -1.0], [math.nan], torch.ones(2, 2), torch.ones(())):
+        with pytest.raises(ValueError, match=rule):
+            build(preference=wrong)
+    for wrong in ("12", ["a"], {}):
+        with pytest.raises(TypeError, match=rule):
+            build(preference=wrong)
+    for kind in (list, tuple, torch.tensor):
+        assert build(preference=kind([1, 0, 2])).preference == (1.0, 0.0, 2.0)
+
+
+def test_preferences_of_absent_losses_are_not_used() -> None:
+    jacobian = gaussian(3, 5)
+    every = [0.5, 0.0, 3.0, 9.0, 1.0]
+    for rows in ([0, 1, 2], [2, 0, 1], [4, 1, 0]):
+        present = UPGrad(preference=[every[row] for row in rows])
+        assert_same_bits(UPGrad(preference=every)(jacobian, rows=rows), present(jacobian))
+    with pytest.raises(ValueError, match=r"^UPGrad: `preference` must have one entry a loss, got 2 for loss 2\."):
+        UPGrad(preference=[1.0, 1.0])(jacobian)
+
+
+def test_what_is_kept_for_all_calls_cannot_be_changed() -> None:
+    for shared in (UPGrad().preferences(3), _identity(3, 0.5), *_starts(4, 2)):
+        with pytest.raises(ValueError, match="read-only"):
+            shared[0] = 7
 
 
 # --- Random ------------------------------------------------------------------------------------------------------
@@ -156,8 +203,40 @@ def test_normalized_sgd_takes_initial_norms_anew() -> None:
 
 
 def test_normalized_sgd_counts_calls() -> None:
-    with pytest.raises(ValueError, match=r"^NormalizedSGD: `burn_in` must be at least 0, got -1\."):
-        NormalizedSGD(-1)
+    for wrong in (-1, 0.5, math.nan, math.inf):
+        with pytest.raises(ValueError, match=rf"^NormalizedSGD: `burn_in` must be an integer >= 0, got {wrong}\."):
+            NormalizedSGD(wrong)
+
+
+# --- Chain -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rows_before_a_jacobian_method_are_scaled_in_single_precision(dtype: torch.dtype) -> None:
+    jacobian = torch.tensor([[6e4, 0.3], [0.0, 1.7]]).to(dtype)
+    found = Chain(Constant([2.0, 0.5]), TrimmedMean())(jacobian)
+    assert found.dtype == dtype
+    exact = torch.tensor([1.0, 0.25], dtype=torch.float64) @ jacobian.double()
+    assert_same_bits(found, exact.to(dtype))
+
+
+@pytest.mark.parametrize("last", [GradDrop, TrimmedMean, DBMTL, MoCo, ExcessMTL, MConFIG])
+@pytest.mark.parametrize("first", [MGDA, lambda: GradNorm(alpha=0.0), lambda: Constant([1e200, 1.0])])
+def test_numbers_that_overflow_in_a_chain(first: Callable[[], Aggregator], last: Callable[[], Aggregator]) -> None:
+    chain, calm = Chain(first(), last()), 1e-200 * gaussian(2, 3)
+    chain(calm, torch.ones(2))
+    before = state_of(chain)
+    direction = chain(1e200 * gaussian(2, 3), torch.ones(2))
+    assert not bool(direction.isfinite().all())
+    assert_same_bits(state_of(chain), before)
+
+
+def test_numbers_that_overflow_between_the_methods_of_a_chain() -> None:
+    chain = Chain(GradNorm(alpha=0.0), Constant([1e200, 1.0]), MGDA())
+    for _ in range(2):
+        assert bool(chain(gaussian(2, 3)).isnan().all())
+        assert not chain.state_dict()
+    assert bool(Chain(Constant([1.0, 1.0]), MGDA())(gaussian(2, 3)).isfinite().all())
 
 
 # --- CRMOGM ------------------------------------------------------------------------------------------------------

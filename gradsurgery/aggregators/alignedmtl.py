@@ -32,14 +32,16 @@ class AlignedMTL(Preferring):
     Args:
         scale: ``"min"``; ``"median"``, the median singular value of the rows (the lower of two); or ``"rmse"``, the
             root mean square of all that are not zero.
-        preference: p, an importance >= 0 for each loss. ``None``: ``1 / K`` each, where the published code has 1.
+        preference: p, an importance >= 0 for each loss, not all zero; of losses that are absent, it is not used.
+            ``None``: ``1 / K`` each, where the published code has 1.
 
     Shape:
         - gramian: ``(..., K, K)``.
         - output: ``(..., K)``.
 
     Raises:
-        ValueError: ``scale`` is unknown, or ``preference`` is negative, not finite or shorter than the losses.
+        ValueError: ``scale`` is unknown, or ``preference`` is negative, not finite, all zero or shorter than
+            the losses.
 
     Cost:
         An eigendecomposition of size K on the host; about a dozen inversions where the norms are very far apart.

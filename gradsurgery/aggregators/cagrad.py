@@ -45,7 +45,8 @@ class CAGrad(GramianAggregator):
         ValueError: ``c`` is negative or not finite, or ``rescale`` is unknown.
 
     Cost:
-        Three to nine non-negative least-squares problems of size K on the host; nothing that depends on P.
+        One to five solves of size K on the host; 2 to 9 non-negative least-squares problems of that size where the
+        rows are nearly dependent.
 
     References:
         Liu et al., Conflict-averse gradient descent for multi-task learning, NeurIPS 2021 (arXiv:2110.14048),

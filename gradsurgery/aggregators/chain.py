@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .. import kernels
 from .base import Aggregator, GramianAggregator
+from .tracking import widened
 
 
 class Chain(GramianAggregator):
@@ -20,7 +21,8 @@ class Chain(GramianAggregator):
 
     Guarantees:
         one_loss_is_identity: with one loss, ``w = 1``, if each of the methods guarantees it.
-        scale_equivariant: ``d(sJ) = s d(J)``, if each of the methods guarantees it.
+        scale_equivariant: ``d(sJ) = s d(J)``, if each of the methods guarantees it and where the weights of all but
+            the last are unique.
         batched: leading dimensions are separate problems.
         state_round_trip: the methods' states are the state.
 
@@ -36,7 +38,8 @@ class Chain(GramianAggregator):
         ValueError: There are fewer than two.
 
     Cost:
-        The sum of the methods'; on a Jacobian, one scaled copy of it if the last method needs it.
+        The sum of the methods'; on a Jacobian, one scaled copy of it if the last method needs it, in float32 or
+        better.
 
     Example:
         >>> J = torch.tensor([[4.0, 2.0], [-2.0, 0.0]])
@@ -62,6 +65,10 @@ class Chain(GramianAggregator):
         self.methods = torch.nn.ModuleList(methods)
         self.needs_jacobian = methods[-1].needs_jacobian
 
+    @property
+    def uses_losses(self) -> bool:
+        return any(method.uses_losses for method in self.methods)
+
     def weights(self, gramian: Tensor, losses: Tensor | None = None) -> Tensor:
         if self.needs_jacobian:
             raise TypeError(
@@ -75,17 +82,16 @@ class Chain(GramianAggregator):
         if not self.needs_jacobian:
             return super().direction(blocks, losses, at)
         weights = self._reweigh(list(self.methods)[:-1], kernels.gramian(blocks)[0], losses)
-        scaled = [
-            block * weights.to(device=block.device, dtype=block.dtype).view(-1, *[1] * (block.ndim - 1))
-            for block in blocks
+        scaled = [  # not in half precision, where products overflow
+            rows * weights.to(rows).view(-1, *[1] * (rows.ndim - 1)) for rows in map(widened, blocks)
         ]
-        last: Aggregator = self.methods[-1]  # type: ignore[assignment]
-        return last.direction(scaled, losses, at)
+        directions: list[Tensor] = self.methods[-1](scaled, losses, at=at)
+        return [direction.to(block.dtype) for direction, block in zip(directions, blocks, strict=True)]
 
     def _reweigh(self, methods: Sequence[torch.nn.Module], gramian: Tensor, losses: Tensor | None) -> Tensor:
         total = torch.ones_like(gramian[..., 0])
         for method in methods:
             reweighted = gramian * total.unsqueeze(-1) * total.unsqueeze(-2)
-            weights: Tensor = method.weights(reweighted, losses)  # type: ignore[operator]
+            weights: Tensor = method.solve(reweighted, losses)  # type: ignore[operator]
             total = total * weights
         return total

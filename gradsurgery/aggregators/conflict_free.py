@@ -4,7 +4,7 @@ import numpy as np
 from torch import Tensor
 
 from ..solvers import equal_projections
-from ..solvers.nnls import Array
+from ..solvers.arrays import Array
 from ..solvers.scaling import unit_gramian
 from .base import GramianAggregator
 from .host import on_host

@@ -21,7 +21,7 @@ class MConFIG(Tracking):
     :math:`t_k` counts the calls with loss k, t all calls, and :math:`\hat m'` is the :math:`\hat m` of the last call.
     A call needs the gradient of a single loss: the others keep their averages. d is the gradient whose Adam average
     is :math:`\hat m`: with ``torch.optim.Adam(betas=(beta, ...))`` as the wrapped optimizer the step is that of the
-    paper. With one loss alone d is its gradient.
+    paper. With one loss alone d is its gradient. Not for an ``ImpartialityBlock``, where a row is a batch.
 
     Guarantees:
         permutation_equivariant: the order of the losses does not matter.

@@ -1,12 +1,12 @@
 """Fixed weights, one a loss."""
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from .base import GramianAggregator
+from .preference import numbers_of
 
 
 class Constant(GramianAggregator):
@@ -21,14 +21,15 @@ class Constant(GramianAggregator):
         no_host_sync: nothing is copied to the host.
 
     Args:
-        weights: Finite numbers, one a loss.
+        weights: Finite numbers, one a loss; of losses that are absent, they are not used.
 
     Shape:
         - gramian: ``(..., K, K)``.
         - output: ``(..., K)``, the weights.
 
     Raises:
-        ValueError: A weight is not finite, or there are fewer of them than losses.
+        TypeError: ``weights`` holds no numbers.
+        ValueError: ``weights`` is no vector or not finite, or there are fewer of them than losses.
 
     Cost:
         None.
@@ -40,9 +41,7 @@ class Constant(GramianAggregator):
 
     def __init__(self, weights: Sequence[float] | Tensor) -> None:
         super().__init__()
-        self.constants = tuple(float(weight) for weight in weights)
-        if not self.constants or not all(math.isfinite(weight) for weight in self.constants):
-            raise ValueError(f"Constant: `weights` must be finite numbers, one a loss, got {weights!r}.")
+        self.constants = numbers_of(weights, "Constant: `weights` must be finite numbers, one a loss")
         self._on_device = torch.tensor(self.constants, dtype=torch.float64)
 
     def weights(self, gramian: Tensor, losses: Tensor | None = None) -> Tensor:

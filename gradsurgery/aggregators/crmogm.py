@@ -13,15 +13,18 @@ class CRMOGM(GramianAggregator):
         \tilde w_t = \mathrm{method}(G_t)
 
     Guarantees:
-        permutation_equivariant: the order of the losses does not matter, if the method guarantees it.
-        scale_equivariant: ``d(sJ) = s d(J)``, if the method guarantees it.
+        permutation_equivariant: the order of the losses does not matter, if the method guarantees it and where its
+            weights are unique.
+        scale_equivariant: ``d(sJ) = s d(J)``, if the method guarantees it and where its weights are unique.
         zero_rows_constrain_nothing: if the method guarantees it.
         one_loss_is_identity: with one loss, ``w = 1``, if the method guarantees it.
         batched: leading dimensions are separate problems with averages of their own.
         state_round_trip: the averages, and the method's state.
 
     What a method promises about its direction at each call, not to harm any loss above all, an average of weights
-    does not keep.
+    does not keep. Where rows depend on each other, weights that differ may give one direction, as with MGDA and more
+    losses than parameters; rounding then chooses between them, and their average over calls with other gradients
+    shows which.
 
     Args:
         method: An aggregator that needs only the Gramian.
@@ -61,6 +64,10 @@ class CRMOGM(GramianAggregator):
         self.method: GramianAggregator = method
         self.alpha = float(alpha)
         self.register_per_loss("average", torch.nan)
+
+    @property
+    def uses_losses(self) -> bool:
+        return self.method.uses_losses
 
     def weights(self, gramian: Tensor, losses: Tensor | None = None) -> Tensor:
         current = self.method.weights(gramian, losses)

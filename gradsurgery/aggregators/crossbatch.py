@@ -9,13 +9,16 @@ from torch import Tensor
 
 from .. import kernels
 from ..solvers import start_on_simplex
-from ..solvers.nnls import Array
+from ..solvers.arrays import Array
 from .base import GramianAggregator
 from .host import on_host
 
 
 class CrossBatch(GramianAggregator):
     """Has weights on the simplex that :meth:`observe` steps and a call only applies."""
+
+    observes_whole_jacobians = True
+    """Whether the state is learned from whole Jacobians, so that a part of the parameters cannot have its own."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .. import kernels
-from .tracking import Tracking, inverse, row_norms, undefined
+from .tracking import Tracking, inverse, row_norms
 
 
 class DBMTL(Tracking):
@@ -16,7 +16,8 @@ class DBMTL(Tracking):
         \nabla \log L_k = \frac{g_k}{L_k}, \quad
         d = \sum_k \frac{\max_i \lVert v_i \rVert}{\lVert v_k \rVert} v_k
 
-    V starts at zero and is not corrected for it, as published; t counts the calls that a loss was present in.
+    V starts at zero and is not corrected for it, as published; t counts the calls that a loss was present in. Not for
+    an ``ImpartialityBlock``, which has no losses.
 
     Guarantees:
         permutation_equivariant: the order of the losses does not matter.
@@ -60,6 +61,10 @@ class DBMTL(Tracking):
         self.beta = float(beta)
         self.beta_decay = float(beta_decay)
 
+    @property
+    def uses_losses(self) -> bool:
+        return True
+
     def direction(
         self, blocks: Sequence[Tensor], losses: Tensor | None = None, at: Tensor | None = None
     ) -> list[Tensor]:
@@ -69,10 +74,8 @@ class DBMTL(Tracking):
                 f"DBMTL: `losses` must be positive, got {got}. Hand over the loss values; for losses that may be "
                 f"negative, use another method."
             )
-        if not bool(losses.isfinite().all()):
-            return undefined(blocks)
         rates = 1 - self.beta / self.count(blocks) ** self.beta_decay
-        rows = self.follow(blocks, 1 / losses.double(), rates)
+        rows = self.follow(blocks, 1 / losses, rates)
         lengths = row_norms(rows)
         directions = kernels.combine(rows, (lengths.max() * inverse(lengths)).unsqueeze(0))
         return [direction.to(block.dtype) for direction, block in zip(directions, blocks, strict=True)]

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from ..solvers import project_on_dual_cone
-from ..solvers.nnls import Array
+from ..solvers.arrays import Array
 from .host import on_host
 from .preference import Preferring
 
@@ -23,14 +23,15 @@ class DualProj(Preferring):
         batched: leading dimensions are separate problems.
 
     Args:
-        preference: p, an importance >= 0 for each loss. ``None``: ``1 / K`` each, for which all this holds.
+        preference: p, an importance >= 0 for each loss, not all zero; of losses that are absent, it is not used.
+            ``None``: ``1 / K`` each, for which all this holds.
 
     Shape:
         - gramian: ``(..., K, K)``.
         - output: ``(..., K)``, at least p.
 
     Raises:
-        ValueError: ``preference`` is empty, negative, not finite or shorter than the losses.
+        ValueError: ``preference`` is empty, negative, not finite, all zero or shorter than the losses.
 
     Cost:
         One non-negative least-squares problem of size K on the host; nothing that depends on P.

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from .. import kernels
+from ..kernels.reference import as_matrix
 from .base import Aggregator
-from .tracking import as_matrix, undefined, widened
+from .tracking import undefined, widened
 
 _COLUMNS = 1 << 15  # looked at in one go: large copies cost more than the arithmetic on them
 
@@ -20,7 +21,8 @@ class ExcessMTL(Aggregator):
     .. math:: S_k \leftarrow S_k + g_k^2, \quad r_k = \sum_p \frac{g_{kp}^2}{\sqrt{S_{kp}}}, \quad
         w_k \propto w_k \exp(\eta \, r_k / r_k(0)), \quad d = \sum_k w_k g_k
 
-    The weights start at the plain sum and keep the mean 1. A loss that is absent keeps its share.
+    The weights start at the plain sum and keep the mean 1. A loss that is absent keeps its share. Not for an
+    ``ImpartialityBlock``, where a row is a batch.
 
     Guarantees:
         permutation_equivariant: the order of the losses does not matter.
@@ -83,6 +85,7 @@ class ExcessMTL(Aggregator):
         for position, block in enumerate(blocks):
             gradients = widened(block)
             roots = torch.hypot(self.recall("roots", gradients, position), gradients)
+            roots.clamp_(max=torch.finfo(roots.dtype).max)  # an infinite one would stay for good
             self.remember("roots", roots, position)
             smallest = torch.finfo(roots.dtype).tiny  # where all have been zero, zero is divided by it
             pairs = (as_matrix(rows).split(_COLUMNS, dim=1) for rows in (gradients, roots))

@@ -22,7 +22,8 @@ class GradNorm(GramianAggregator):
 
     One Adam step on :math:`\log w` follows each call, with m and r held fixed. The progress v of a loss is its
     value, or, as proposed for VAEs, the norm of its gradient; with ``alpha=0`` it does not matter and all
-    norms are pulled to their mean.
+    norms are pulled to their mean. At an ``ImpartialityBlock``, which has no losses, take ``progress="gradient"`` or
+    ``alpha=0``.
 
     Guarantees:
         permutation_equivariant: the order of the losses does not matter.
@@ -109,7 +110,7 @@ class GradNorm(GramianAggregator):
         else:
             values = losses.to(norms).expand_as(norms)
         known = self.recall("initial", norms)
-        known = torch.where(known.isnan() & present & (values != 0) & values.isfinite(), values, known)
+        known = torch.where(known.isnan() & present & (values != 0), values, known)
         self.remember("initial", known)
         usable = present & ~known.isnan()
         ratios = torch.where(usable, (values / known).clamp_min(0.0), 0.0)

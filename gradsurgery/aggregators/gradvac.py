@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import encounters
-from ..solvers.nnls import Array, Indices
+from ..solvers.arrays import Array, Indices
 from ..solvers.scaling import unit_gramian
 from ..state import Randomized
 from .base import GramianAggregator

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..solvers.nnls import Array
+from ..solvers.arrays import Array
 
 
 def on_host(solver: Callable[..., Array], gramian: Tensor, *arguments: Array | float) -> Tensor:

@@ -4,13 +4,16 @@ import numpy as np
 from torch import Tensor
 
 from ..solvers import equal_projections
-from ..solvers.nnls import Array
-from ..solvers.scaling import unit_gramian
+from ..solvers.arrays import EPSILON, Array
+from ..solvers.scaling import NULL, unit_gramian
 from .base import GramianAggregator
 from .host import on_host
 
-_CANCELLED = 1e-16
-"""Weights whose sum squared is this small, relative to the sum of their magnitudes, add up to nothing."""
+_DOUBTFUL = 1e-3
+"""A smaller sum, relative to the largest that its terms could have, may be rounding."""
+
+_LAST_PLACES = 4.0
+"""How many units of the last place an inner product of unit rows may be off, for each row."""
 
 
 class IMTLG(GramianAggregator):
@@ -36,7 +39,7 @@ class IMTLG(GramianAggregator):
 
     Shape:
         - gramian: ``(..., K, K)``.
-        - output: ``(..., K)``; sums to 1, or is zero: at that pole and where d = 0.
+        - output: ``(..., K)``; sums to 1, or is zero: where d = 0, and at that pole, as far as rounding has its sign.
 
     Raises:
         ValueError: ``gramian`` is not square in its last two dimensions.
@@ -60,11 +63,21 @@ class IMTLG(GramianAggregator):
 
 def _weights(gramian: Array) -> Array:
     cosines, norms, nonzero = unit_gramian(gramian)
-    shared = equal_projections(cosines, nonzero.astype(np.float64), approximate=False) / norms
-    size = np.add.reduce(np.abs(shared), axis=1, keepdims=True)
-    relative = shared / np.maximum(size, np.finfo(np.float64).tiny)
-    total = np.add.reduce(relative, axis=1, keepdims=True)
-    # Departs from Liu et al., section 3.1: the division by the sum is damped so close to the pole that its sign is
-    # rounding, which makes the weights continuous there.
-    weights: Array = relative * (total / (total * total + _CANCELLED))
+    inverse = nonzero / norms
+    shared = equal_projections(cosines, nonzero.astype(np.float64), approximate=False)
+    weights: Array = shared * inverse
+    total = np.add.reduce(weights, axis=1, keepdims=True)
+    size = np.add.reduce(np.abs(shared), axis=1, keepdims=True) * np.maximum.reduce(inverse, axis=1, keepdims=True)
+    if b"\1" in (np.abs(total) <= _DOUBTFUL * size).tobytes():  # any(), at a quarter of its overhead
+        # Departs from Liu et al., section 3.1: where the sign of the sum is rounding, it is no divisor.
+        total = np.where(np.abs(total) > _rounding(cosines) * size, total, np.inf)
+    weights /= total
     return weights
+
+
+def _rounding(cosines: Array) -> Array:
+    """What rounding may have added to a weighted sum of the solution, relative to what adds up without signs."""
+    values = np.linalg.eigvalsh(cosines)
+    smallest = np.minimum.reduce(values, axis=1, keepdims=True, where=values > NULL, initial=np.inf)
+    relative: Array = _LAST_PLACES * cosines.shape[1] * EPSILON / smallest
+    return relative

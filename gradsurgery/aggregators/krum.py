@@ -3,7 +3,7 @@
 import numpy as np
 from torch import Tensor
 
-from ..solvers.nnls import Array
+from ..solvers.arrays import Array
 from .base import GramianAggregator
 from .host import on_host
 
@@ -57,10 +57,10 @@ class Krum(GramianAggregator):
 
     def __init__(self, n_byzantine: int | None = None, *, n_selected: int = 1) -> None:
         super().__init__()
-        if n_byzantine is not None and n_byzantine < 0:
-            raise ValueError(f"Krum: `n_byzantine` must be at least 0, got {n_byzantine!r}.")
-        if n_selected < 1:
-            raise ValueError(f"Krum: `n_selected` must be at least 1, got {n_selected!r}.")
+        if n_byzantine is not None and not (isinstance(n_byzantine, int) and n_byzantine >= 0):
+            raise ValueError(f"Krum: `n_byzantine` must be None or an integer >= 0, got {n_byzantine!r}.")
+        if not (isinstance(n_selected, int) and n_selected >= 1):
+            raise ValueError(f"Krum: `n_selected` must be an integer >= 1, got {n_selected!r}.")
         self.n_byzantine = n_byzantine
         self.n_selected = n_selected
 

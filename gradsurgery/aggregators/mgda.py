@@ -19,7 +19,8 @@ class MGDA(GramianAggregator):
 
     With ``normalization`` the minimiser is taken for the rows divided by :math:`s_k` and the direction is the
     combination of those rows: :math:`s_k = \lVert g_k \rVert` (``"l2"``), :math:`L_k` (``"loss"``) or
-    :math:`L_k \lVert g_k \rVert` (``"loss+"``). At an ``ImpartialityBlock`` this is MGDA-UB.
+    :math:`L_k \lVert g_k \rVert` (``"loss+"``). At an ``ImpartialityBlock`` this is MGDA-UB; it has no losses, so
+    there ``"none"`` and ``"l2"`` are left.
 
     Guarantees:
         non_conflicting: ``J @ d >= 0`` up to rounding; without normalisation ``J @ d >= ||d||^2``.

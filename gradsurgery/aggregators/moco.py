@@ -24,7 +24,7 @@ class MoCo(Tracking):
     Y starts at zero, :math:`\lambda` at 1/K; t counts the calls that a loss was present in. With
     ``normalization="loss"``, the rows of J are first brought to the length of their loss values. The steps of
     :math:`\lambda` depend on the scale of the rows: :math:`\gamma` has to be chosen for it. The wrapper hands over
-    unscaled gradients, so a GradScaler makes no difference.
+    unscaled gradients, so a GradScaler makes no difference. Not for an ``ImpartialityBlock``, where a row is a batch.
 
     Guarantees:
         permutation_equivariant: the order of the losses does not matter.
@@ -92,12 +92,14 @@ class MoCo(Tracking):
         self.normalization = normalization
         self.register_per_loss("simplex", math.nan)
 
+    @property
+    def uses_losses(self) -> bool:
+        return self.normalization == "loss"
+
     def direction(
         self, blocks: Sequence[Tensor], losses: Tensor | None = None, at: Tensor | None = None
     ) -> list[Tensor]:
         factors = self._factors(blocks, losses)
-        if not bool(factors.isfinite().all()):
-            return undefined(blocks)
         calls = self.count(blocks)
         rows = self.follow(blocks, factors, self.beta / calls**self.beta_decay)
         gamma = self.gamma / float(calls.max()) ** self.gamma_decay

@@ -5,7 +5,7 @@ import math
 from torch import Tensor
 
 from ..solvers import project_on_simplex
-from ..solvers.nnls import Array
+from ..solvers.arrays import Array
 from .crossbatch import CrossBatch
 
 
@@ -18,8 +18,7 @@ class MoDo(CrossBatch):
     Each training step has three batches. ``method.observe(J_1, J_2)`` takes the Jacobians of two of them and makes
     one projected step from the present weights, which start at 1/K; the method itself is called on the third one's,
     or, to save a backward pass, on the average of the two. With :class:`MultiObjectiveOptimizer`:
-    ``method.observe(optimizer.jacobian(losses_1), optimizer.jacobian(losses_2))``, then
-    ``optimizer.backward(losses_3)`` and ``optimizer.step()``.
+    ``optimizer.observe(losses_1, losses_2)``, then ``optimizer.backward(losses_3)`` and ``optimizer.step()``.
 
     The steps depend on the scale of the gradients: :math:`\gamma` has to be chosen for it. The wrapper hands over
     unscaled ones, so a GradScaler makes no difference.

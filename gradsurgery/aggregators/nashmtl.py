@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..solvers import bargaining_weights
-from ..solvers.nnls import Array
+from ..solvers.arrays import Array
 from .base import GramianAggregator
 from .host import on_host
 

@@ -31,7 +31,7 @@ class NormalizedSGD(GramianAggregator):
         - output: ``(..., K)``, non-negative; zero for zero rows.
 
     Raises:
-        ValueError: ``burn_in`` is negative.
+        ValueError: ``burn_in`` is no integer >= 0.
 
     Cost:
         A few operations on K numbers; a state of 2K numbers.
@@ -50,8 +50,8 @@ class NormalizedSGD(GramianAggregator):
 
     def __init__(self, burn_in: int = 20) -> None:
         super().__init__()
-        if burn_in < 0:
-            raise ValueError(f"NormalizedSGD: `burn_in` must be at least 0, got {burn_in!r}.")
+        if not isinstance(burn_in, int) or burn_in < 0:
+            raise ValueError(f"NormalizedSGD: `burn_in` must be an integer >= 0, got {burn_in!r}.")
         self.burn_in = burn_in
         self.register_per_loss("initial", 1.0)
         self.register_per_loss("calls", 0.0)

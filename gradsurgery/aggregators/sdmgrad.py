@@ -6,31 +6,39 @@ import numpy as np
 from torch import Tensor
 
 from ..solvers import project_on_simplex
-from ..solvers.nnls import Array
+from ..solvers.arrays import Array
 from .crossbatch import CrossBatch
 
 
 class SDMGrad(CrossBatch):
     r"""Minimises the length of the combined gradient, regularised towards the average, without the bias of one batch.
 
-    .. math:: w \approx \arg\min_{w \in \Delta_K} \tfrac12 w^\top A w + \lambda\, w^\top A \tfrac{1}{K} \mathbf{1},
-        \quad A = J_1 J_2^\top, \quad d = J_3^\top \frac{w + \lambda \mathbf{1} / K}{1 + \lambda}
+    .. math:: w \to \arg\min_{w \in \Delta_K} \tfrac12 w^\top A w + \lambda\, w^\top A \tfrac{1}{K} \mathbf{1},
+        \quad A = \tfrac12 (J_1 J_2^\top + J_2 J_1^\top),
+        \quad d = J_3^\top \frac{w + \lambda \mathbf{1} / K}{1 + \lambda}
 
     Each training step has three batches. ``method.observe(J_1, J_2)`` takes the Jacobians of two of them and makes
     ``iterations`` projected gradient steps with momentum on w, which starts at 1/K and is kept; the method itself is
-    called on the third one's. With :class:`MultiObjectiveOptimizer`: ``method.observe(optimizer.jacobian(losses_1),
-    optimizer.jacobian(losses_2))``, then ``optimizer.backward(losses_3)`` and ``optimizer.step()``.
+    called on the third one's. With :class:`MultiObjectiveOptimizer`: ``optimizer.observe(losses_1, losses_2)``, then
+    ``optimizer.backward(losses_3)`` and ``optimizer.step()``.
+
+    The steps approach the minimiser where A is positive semidefinite, as it is when both batches are one; noise may
+    make it indefinite, and then they approach a local minimum. A loss whose gradient is zero draws weight.
 
     Guarantees:
         scale_equivariant: ``d(sJ) = s d(J)``, and scaling what is observed does not matter.
         one_loss_is_identity: with one loss, ``w = 1``.
         batched: leading dimensions are separate problems with weights of their own.
-        permutation_equivariant: the order of the losses does not matter.
+        permutation_equivariant: the order of the losses does not matter; where a large ``lr`` makes w bounce, it
+            also magnifies rounding.
         state_round_trip: w is the state.
 
     Args:
         strength: lambda, >= 0: 0 is an unbiased MGDA, large values the average gradient.
-        lr: Step size of w, > 0, for an A whose diagonal has square roots that average 1.
+        lr: Step size of w. ``None``: one over the largest row sum of ``|A|``, which is stable. A number > 0: the
+            iteration of the authors' code, for an A not symmetrised, divided by the square of the mean root of its
+            diagonal. Theirs is 10; the largest eigenvalue of that A is at least 1, and from about
+            ``2 (1 + momentum)`` over it on, w bounces between single losses instead of approaching the minimiser.
         momentum: Of these steps, in [0, 1); forgotten between observations.
         iterations: Steps an observation, >= 1.
 
@@ -50,30 +58,32 @@ class SDMGrad(CrossBatch):
         NeurIPS 2023 (arXiv:2305.18409).
 
     Example:
-        >>> method = SDMGrad(strength=0.0, lr=0.5, iterations=50)
+        >>> method = SDMGrad(strength=0.0)
         >>> J = torch.tensor([[4.0, 2.0], [-2.0, 0.0]])
-        >>> method.observe(J, J)
+        >>> for _ in range(3):  # w goes on from where it was
+        ...     method.observe(J, J)
         >>> method(J)  # the shortest combination, as the batches are one and the same
         tensor([-0.2000,  0.6000])
     """
 
-    # Departs from Xiao, Ban and Ji, their code: nothing is added to the scale of A; where no entry of its diagonal is
-    # positive, there is none to go by, and w stands still.
+    # Departs from Xiao, Ban and Ji, their code: its step size, 10, is beyond what is stable, so the default is one
+    # that is; A is symmetrised, which its minimum does not notice and without which steps may circle. Nothing is
+    # added to the scale of A; where no entry of its diagonal is positive, w stands still.
 
     def __init__(
-        self, strength: float = 0.3, *, lr: float = 10.0, momentum: float = 0.5, iterations: int = 20
+        self, strength: float = 0.3, *, lr: float | None = None, momentum: float = 0.5, iterations: int = 20
     ) -> None:
         super().__init__()
         if not (math.isfinite(strength) and strength >= 0):
             raise ValueError(f"SDMGrad: `strength` must be a finite number >= 0, got {strength!r}.")
-        if not (math.isfinite(lr) and lr > 0):
-            raise ValueError(f"SDMGrad: `lr` must be a finite number > 0, got {lr!r}.")
+        if lr is not None and not (math.isfinite(lr) and lr > 0):
+            raise ValueError(f"SDMGrad: `lr` must be a finite number > 0 or None, got {lr!r}.")
         if not 0 <= momentum < 1:
             raise ValueError(f"SDMGrad: `momentum` must be in [0, 1), got {momentum!r}.")
         if not isinstance(iterations, int) or iterations < 1:
             raise ValueError(f"SDMGrad: `iterations` must be an integer >= 1, got {iterations!r}.")
         self.strength = float(strength)
-        self.lr = float(lr)
+        self.lr = None if lr is None else float(lr)
         self.momentum = float(momentum)
         self.iterations = iterations
 
@@ -82,11 +92,19 @@ class SDMGrad(CrossBatch):
         return (self._current(gramian[..., 0]) + self.strength / count) / (1 + self.strength)
 
     def step(self, cross: Array, weights: Array) -> Array:
-        scale = np.sqrt(np.maximum(np.einsum("bii->bi", cross), 0.0)).mean(axis=1)[:, None, None] ** 2
-        matrix = np.divide(cross, scale, out=np.zeros_like(cross), where=scale > 0)
+        count = cross.shape[-1]
+        roots = np.sqrt(np.maximum(cross.diagonal(0, 1, 2), 0.0)).mean(axis=1)
+        if self.lr is None:
+            matrix = 0.5 * cross + 0.5 * cross.transpose(0, 2, 1)
+            scale = (np.abs(matrix) / count).sum(axis=2).max(axis=1)  # a mean: a sum might overflow
+            lr = 1.0 / count
+        else:
+            matrix, scale, lr = cross, roots**2, self.lr
+        usable = (roots > 0)[:, None, None]
+        matrix = np.divide(matrix, scale[:, None, None], out=np.zeros_like(cross), where=usable)
         pull = self.strength * matrix.mean(axis=2)
         velocity = np.zeros_like(weights)
         for _ in range(self.iterations):
             velocity = self.momentum * velocity + (matrix @ weights[:, :, None])[:, :, 0] + pull
-            weights = project_on_simplex(weights - self.lr * velocity)
+            weights = project_on_simplex(weights - lr * velocity)
         return weights

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..kernels.reference import as_matrix
 from .base import Aggregator
 
 
@@ -48,11 +49,6 @@ def widened(block: Tensor) -> Tensor:
     return block.to(torch.promote_types(block.dtype, torch.float32))
 
 
-def as_matrix(block: Tensor) -> Tensor:
-    """The block as ``(K, P)``."""
-    return block.unsqueeze(1) if block.ndim == 1 else block.flatten(1)
-
-
 def row_norms(blocks: Sequence[Tensor]) -> Tensor:
     """The norms of the rows, ``(K,)``, float64, on the first block's device."""
     parts = [torch.linalg.vector_norm(as_matrix(block), dim=1, dtype=torch.float64) for block in blocks]
@@ -61,12 +57,13 @@ def row_norms(blocks: Sequence[Tensor]) -> Tensor:
 
 
 def inverse(numbers: Tensor) -> Tensor:
-    """One over each number; 0 for 0."""
-    return torch.where(numbers > 0, 1 / torch.where(numbers > 0, numbers, 1.0), 0.0)
+    """One over each number; 0 for 0, NaN for what has overflowed."""
+    inverses = torch.where(numbers > 0, 1 / torch.where(numbers > 0, numbers, 1.0), 0.0)
+    return torch.where(numbers.isfinite(), inverses, torch.nan)
 
 
 def undefined(blocks: Sequence[Tensor]) -> list[Tensor]:
-    """The direction where a loss or a gradient is not finite."""
+    """The direction where numbers overflow before a solver; the state is then rolled back."""
     return [torch.full_like(block[0], torch.nan) for block in blocks]
 
 

@@ -36,7 +36,7 @@ class TrimmedMean(Aggregator):
         - output: ``(..., P)`` or a list of tensors ``(...)``.
 
     Raises:
-        ValueError: ``trim_number`` is negative, or there are too few losses for it.
+        ValueError: ``trim_number`` is no integer >= 0, or there are too few losses for it.
 
     Cost:
         4t(K - t) comparisons of whole rows, or sorting where that is faster; memory for two copies of a block.
@@ -52,8 +52,8 @@ class TrimmedMean(Aggregator):
 
     def __init__(self, trim_number: int | None = None) -> None:
         super().__init__()
-        if trim_number is not None and trim_number < 0:
-            raise ValueError(f"TrimmedMean: `trim_number` must be at least 0, got {trim_number!r}.")
+        if trim_number is not None and not (isinstance(trim_number, int) and trim_number >= 0):
+            raise ValueError(f"TrimmedMean: `trim_number` must be None or an integer >= 0, got {trim_number!r}.")
         self.trim_number = trim_number
 
     def direction(

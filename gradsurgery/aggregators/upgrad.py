@@ -23,14 +23,15 @@ class UPGrad(Preferring):
         batched: leading dimensions are separate problems.
 
     Args:
-        preference: p, an importance >= 0 for each loss. ``None``: ``1 / K`` each, for which all this holds.
+        preference: p, an importance >= 0 for each loss, not all zero; of losses that are absent, it is not used.
+            ``None``: ``1 / K`` each, for which all this holds.
 
     Shape:
         - gramian: ``(..., K, K)``.
         - output: ``(..., K)``, at least p.
 
     Raises:
-        ValueError: ``preference`` is empty, negative, not finite or shorter than the losses.
+        ValueError: ``preference`` is empty, negative, not finite, all zero or shorter than the losses.
 
     Cost:
         K non-negative least-squares problems of size K on the host, solved together; nothing that depends

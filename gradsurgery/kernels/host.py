@@ -66,4 +66,7 @@ def encounters(order: Indices) -> tuple[Indices, Indices]:
 def _starts(rows: int, size: int) -> tuple[Indices, Indices]:
     """Where each row starts in the flat Gramians, and which row is the first of its problem."""
     own = np.arange(rows)
-    return own * size, own // size * size
+    starts = own * size, own // size * size
+    for indices in starts:
+        indices.setflags(write=False)
+    return starts

@@ -37,7 +37,7 @@ def gramian(blocks: Sequence[Tensor], groups: Sequence[int] | None = None) -> Te
     device = blocks[0].device
     result = torch.zeros(max(indices) + 1, number_of_losses, number_of_losses, dtype=torch.float64, device=device)
     for block, index in zip(blocks, indices, strict=True):
-        rows = _as_matrix(block)
+        rows = as_matrix(block)
         partial = result[index] if block.device == device else torch.zeros_like(result[0], device=block.device)
         for chunk in rows.split(_columns_of_chunk(rows), dim=1):
             wide = chunk.double()
@@ -65,7 +65,7 @@ def cross_gramian(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
     number_of_losses = first[0].shape[0]
     result = torch.zeros(number_of_losses, number_of_losses, dtype=torch.float64, device=first[0].device)
     for one, other in zip(first, second, strict=True):
-        rows, others = _as_matrix(one), _as_matrix(other)
+        rows, others = as_matrix(one), as_matrix(other)
         columns = _columns_of_chunk(rows)
         for chunk, opposite in zip(rows.split(columns, dim=1), others.split(columns, dim=1), strict=True):
             result += (chunk.double() @ opposite.to(chunk.device).double().mT).to(result.device)
@@ -124,7 +124,7 @@ def combine(blocks: Sequence[Tensor], weights: Tensor, groups: Sequence[int] | N
     indices = [0] * len(blocks) if groups is None else groups
     directions = []
     for block, index in zip(blocks, indices, strict=True):
-        rows = _as_matrix(block)
+        rows = as_matrix(block)
         row_weights = weights[index].to(device=block.device, dtype=torch.float64)
         direction = block.new_empty(block.shape[1:])  # filled in place: autograd frowns on gradients that are views
         columns = _columns_of_chunk(rows)
@@ -134,7 +134,7 @@ def combine(blocks: Sequence[Tensor], weights: Tensor, groups: Sequence[int] | N
     return directions
 
 
-def _as_matrix(block: Tensor) -> Tensor:
+def as_matrix(block: Tensor) -> Tensor:
     """A block as ``(K, P)``; that of a scalar parameter is ``(K,)``."""
     return block.unsqueeze(1) if block.ndim == 1 else block.flatten(1)
 

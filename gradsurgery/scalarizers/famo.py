@@ -23,7 +23,8 @@ class FAMO(Given):
     .. math:: \xi \leftarrow \operatorname{Adam}\Bigl(\xi, \; \frac{\partial z}{\partial \xi}^{\top}
         \bigl(\log D(\text{before}) - \log D(\text{after})\bigr) + \gamma \xi\Bigr)
 
-    A loss at its minimum, :math:`D_k = 0`, is solved: its weight is 0 and its logit stands still.
+    A loss at its minimum, :math:`D_k = 0`, is solved: its weight is 0 and its logit stands still. One that a step
+    takes below its minimum counts as solved by that step.
 
     Guarantees:
         permutation_equivariant: the order of the losses does not matter.
@@ -95,7 +96,7 @@ class FAMO(Given):
 
     def look_again(self, losses: Tensor) -> None:
         """Learns from how much the losses fell; what the last call did not see, and what is solved, is left out."""
-        above = self._above_minimum(losses)
+        above = (losses - self.given("minimum", losses, 0.0)).clamp_min(0.0)  # raising now would come after the step
         fall = self.recall("before", above) - above.log()
         present = fall.isfinite()
         logits = self.recall("logits", above)

@@ -37,7 +37,8 @@ class PBI(Preference):
 
     Shape:
         - losses: ``(K,)``.
-        - output: ``()``.
+        - output: ``()``; infinite where ``s`` exceeds the dtype of the losses, by whose range they should stay a few
+          times smaller. The weights are computed in float64 and right all the same.
 
     Raises:
         ValueError: An option is out of its range.

@@ -5,15 +5,16 @@ from typing import Literal
 import numpy as np
 import torch
 
-from .nnls import Array
+from .arrays import EPSILON, Array
+from .scaling import NULL
 
 Scale = Literal["min", "median", "rmse"]
 
 _SEPARATED = 1e-6
 """A smallest eigenvalue larger than this, relative to the largest, is exact enough as it comes."""
 
-_NULL = 1e-12
-"""Eigenvalues of a unit-diagonal Gramian below it are rounding."""
+_ROUNDING = 8.0
+"""How many units of the last place, for each row, the rows of unit length may be off."""
 
 _CONVERGED, _MOST_STEPS = 1e-9, 60
 
@@ -26,10 +27,12 @@ def aligned_weights(gramian: Array, preference: Array, scale: Scale) -> Array:
     :math:`\sigma` is the smallest singular value of the rows that is not zero, the median one (of an even number the
     lower) or their root mean square.
 
-    An eigendecomposition of G has errors relative to its largest eigenvalue. Where rows of very different length make
-    the smallest one vanish in them, :math:`G^{-1/2}` comes from the orthogonal factor Q of :math:`L = D B = H Q`
-    instead, with the norms D and :math:`B B^\top = C`: :math:`n_i w_i = \sigma \, (B^{-\top} Q^\top p)_i`. Newton's
-    iteration for Q works on rows brought to unit length, so that its error depends on C alone.
+    An eigendecomposition of G has errors relative to its largest eigenvalue. Where the smallest one vanishes in them,
+    because rows are dependent or of very different length, w comes from the orthogonal factor Q of
+    :math:`L = D B = H Q` instead, with the norms D and :math:`B B^\top = C`, B having as many columns as C has rank:
+    :math:`n_i w_i = \sigma \, ((B^+)^\top Q^\top p)_i`. Newton's iteration for Q works on rows brought to unit
+    length, so that its error depends on C alone. Dependent rows leave w a choice, which changes nothing in
+    :math:`J^\top w`.
 
     Laws:
         ``G w`` and the weights do not depend on the order of the rows; zero rows get weight zero.
@@ -45,7 +48,7 @@ def aligned_weights(gramian: Array, preference: Array, scale: Scale) -> Array:
         - output: ``(B, K)``.
 
     Cost:
-        An eigendecomposition; a dozen inversions for each Gramian that is ill-conditioned.
+        An eigendecomposition; another one and a dozen inversions for each Gramian that is ill-conditioned.
 
     References:
         Higham, Computing the polar decomposition, with applications, SIAM J. Sci. Stat. Comput. 7 (1986).
@@ -54,13 +57,23 @@ def aligned_weights(gramian: Array, preference: Array, scale: Scale) -> Array:
     relative = gramian / (largest + (largest == 0))[:, None, None]
     # torch brings a LAPACK that takes a tenth less than NumPy's, which counts in a batch or for many losses.
     values, vectors = (part.numpy() for part in torch.linalg.eigh(torch.from_numpy(relative)))
-    if (values[:, 0] > _SEPARATED * values[:, -1]).all():
+    separated = values[:, 0] > _SEPARATED * values[:, -1]
+    if separated.all():
         return _weights(values, vectors, preference, scale)
-    return np.stack([_weights_of_nonzero(matrix, preference, scale) for matrix in relative])
+    weights = np.zeros(gramian.shape[:2])
+    weights[separated] = _weights(values[separated], vectors[separated], preference, scale)
+    for problem in np.flatnonzero(~separated & (largest > 0)):
+        present = np.flatnonzero(np.diagonal(relative[problem]) > 0)
+        if len(present) < gramian.shape[1]:
+            rest = relative[problem][present][:, present]
+            weights[problem, present] = aligned_weights(rest[None], preference[present], scale)[0]
+        else:
+            weights[problem] = _of_any_rank(relative[problem], values[problem], vectors[problem], preference, scale)
+    return weights
 
 
 def _weights(values: Array, vectors: Array, preference: Array, scale: Scale) -> Array:
-    """From positive eigenvalues, ascending, and their eigenvectors; the others may be left out."""
+    """From the eigenvalues that are not zero, ascending, and their eigenvectors."""
     shares = (preference @ vectors) * np.sqrt(_squared(values, scale) / values)
     weights: Array = (vectors @ shares[..., None])[..., 0]
     return weights
@@ -76,34 +89,51 @@ def _squared(values: Array, scale: Scale) -> Array:
     return mean
 
 
-def _weights_of_nonzero(gramian: Array, preference: Array, scale: Scale) -> Array:
-    """One Gramian with zero rows, dependent rows, or rows of very different length."""
-    weights = np.zeros(len(gramian))
-    present = np.flatnonzero(np.diagonal(gramian) > 0)
-    if present.size == 0:
-        return weights
-    gramian, preference = gramian[present][:, present], preference[present]
+def _of_any_rank(gramian: Array, values: Array, vectors: Array, preference: Array, scale: Scale) -> Array:
+    """One Gramian without zero rows, with its eigenvalues; the rows may be dependent or of very different length."""
     norms = np.sqrt(np.diagonal(gramian))
-    cosines = gramian / norms[:, None] / norms
-    spectrum = np.linalg.eigvalsh(cosines)
-    rank = int(np.sum(spectrum > _NULL))
-    values, vectors = np.linalg.eigh(gramian)
-    if rank == len(present) and values[0] <= _SEPARATED * values[-1]:
-        weights[present] = _by_polar_factor(cosines, norms, preference, scale)
-    else:
-        values = np.maximum(values[-rank:], np.finfo(np.float64).eps * values[-1])
-        weights[present] = _weights(values, vectors[:, -rank:], preference, scale)
+    unit_values, unit_vectors = np.linalg.eigh(gramian / norms[:, None] / norms)
+    spanned = unit_values > NULL
+    values, vectors = values[spanned], vectors[:, spanned]  # as many, and the largest
+    if values[0] > _SEPARATED * values[-1]:
+        return _weights(values, vectors, preference, scale)
+    return _by_polar_factor(unit_values[spanned], unit_vectors[:, spanned], norms, preference, scale)
+
+
+def _by_polar_factor(values: Array, vectors: Array, norms: Array, preference: Array, scale: Scale) -> Array:
+    """From the positive eigenvalues and eigenvectors of the rows at unit length."""
+    unit = vectors * np.sqrt(values)
+    axes, coordinates = _graded_axes(unit, norms, _ROUNDING * len(unit) * EPSILON / np.sqrt(values[0]))
+    rows = coordinates * norms[:, None]
+    # Columns of equal length, so that the errors of the factor R depend on C alone.
+    lengths = np.linalg.norm(rows, axis=0)
+    orthonormal, triangle = np.linalg.qr(rows / lengths)
+    inverse = np.linalg.inv(triangle) / lengths[:, None]
+    triangle *= lengths
+    factor = orthonormal @ _polar_factor(triangle.T, inverse).T
+    size = np.sqrt(_squared(_singular_values(triangle, inverse) ** 2, scale))
+    weights: Array = size * (vectors @ (axes.T @ (factor.T @ preference) / np.sqrt(values))) / norms
     return weights
 
 
-def _by_polar_factor(cosines: Array, norms: Array, preference: Array, scale: Scale) -> Array:
-    root = np.linalg.cholesky(cosines)
-    rows = root * norms[:, None]
-    inverse = np.linalg.inv(root) / norms
-    values = _singular_values(rows, inverse) ** 2
-    turned = _polar_factor(rows, inverse.T).T @ preference
-    weights: Array = np.sqrt(_squared(values, scale)) * (inverse.T @ turned)
-    return weights
+def _graded_axes(unit: Array, norms: Array, rounding: float) -> tuple[Array, Array]:
+    """Orthonormal axes along the longest row, along what is longest beside it, and so on; the rows along them.
+
+    What is left of a row that is a combination of the axes before is rounding, in which long rows would drown short
+    ones.
+    """
+    rest = unit.copy()
+    axes, coordinates = np.zeros((unit.shape[1], unit.shape[1])), np.zeros_like(unit)
+    for k in range(unit.shape[1]):
+        lengths = np.sqrt(np.einsum("ij,ij->i", rest, rest))
+        lengths[lengths <= rounding] = 0.0
+        chosen = np.argmax(norms * lengths)
+        axis = rest[chosen] / lengths[chosen]
+        axis -= axes.T @ (axes @ axis)
+        axes[k] = axis / np.linalg.norm(axis)
+        coordinates[:, k] = np.where(lengths > 0.0, rest @ axes[k], 0.0)
+        rest -= coordinates[:, k, None] * axes[k]
+    return axes, coordinates
 
 
 def _singular_values(matrix: Array, inverse: Array) -> Array:

@@ -2,11 +2,11 @@
 
 import numpy as np
 
+from .arrays import EPSILON, TINY, Array, Mask
 from .min_norm import min_norm_lengths
-from .nnls import Array, Mask, is_well_conditioned, nonnegative_quadratic
-from .scaling import RIDGE, TINY, UnitGramian, unit_gramian
+from .nnls import is_well_conditioned, nonnegative_quadratic
+from .scaling import RIDGE, UnitGramian, unit_gramian
 
-_EPSILON = float(np.finfo(np.float64).eps)
 _ROUNDS_OF_PIVOTING = 12  # most problems settle in one to five
 _STEPS = 60  # of Newton's method, which takes 2 to 8
 
@@ -47,7 +47,7 @@ def conflict_averse_weights(gramian: Array, radius: float, ridge: float = RIDGE)
     rows = rows / np.maximum(longest, TINY)  # K times the mean, as lengths along the unit rows
     products = (rows[:, None] @ unit.cosines)[:, 0]
     square = _dot(rows, products)
-    moving = square > _EPSILON * rows.shape[1] * _sum(rows) ** 2  # otherwise the rows add up to nothing
+    moving = square > EPSILON * rows.shape[1] * _sum(rows) ** 2  # otherwise the rows add up to nothing
     length = np.sqrt(np.where(moving, square, 1.0))
     added = _correction(unit, rows / length, products / length, radius, ridge)
     result: Array = (1.0 + added * (np.where(moving, length * longest, 0.0) / unit.norms)) / rows.shape[1]
@@ -117,7 +117,7 @@ def _bound_of_shortest(unit: UnitGramian, products: Array, scaled: Array, radius
     """
     lengths = min_norm_lengths(unit, ridge)
     distance = _length(unit, lengths)
-    stationary = distance <= 4.0 * np.sqrt(_EPSILON * lengths.shape[1]) * _sum(lengths)
+    stationary = distance <= 4.0 * np.sqrt(EPSILON * lengths.shape[1]) * _sum(lengths)
     bound: Array = np.where(stationary, 0.0, _bound(lengths, distance, products, scaled, radius))
     return bound
 

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from .nnls import Array, nonnegative_quadratic
-from .scaling import RIDGE, TINY, unit_gramian
+from .arrays import TINY, Array
+from .nnls import nonnegative_quadratic
+from .scaling import RIDGE, unit_gramian
 
 
 def project_on_dual_cone(gramian: Array, combinations: Array, ridge: float = RIDGE) -> Array:

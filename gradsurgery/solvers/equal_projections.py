@@ -2,13 +2,11 @@
 
 import numpy as np
 
-from .nnls import Array
+from .arrays import Array
+from .scaling import NULL
 
 _WELL_CONDITIONED = 1e-4
 """Where every diagonal entry of the Cholesky factor is larger, an ordinary solve is exact enough."""
-
-_NULL = 1e-12
-"""Eigenvalues of a unit-diagonal Gramian below it are rounding."""
 
 _PART = 1e-6
 """A part of the vector of ones that is shorter than this, relative to the whole, is rounding."""
@@ -42,7 +40,7 @@ def equal_projections(cosines: Array, ones: Array, *, approximate: bool) -> Arra
 def _by_eigenvectors(cosines: Array, ones: Array, approximate: bool) -> Array:
     values, vectors = np.linalg.eigh(cosines)
     shares = (ones[:, None] @ vectors)[:, 0]
-    null = values <= _NULL
+    null = values <= NULL
     inside, outside = np.where(null, 0.0, shares), np.where(null, shares, 0.0)
     shortest = _PART * np.linalg.norm(ones, axis=1)
     solved = np.linalg.norm(inside, axis=1) > shortest

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from .nnls import Array, nonnegative_quadratic
-from .scaling import RIDGE, TINY, UnitGramian, unit_gramian
+from .arrays import TINY, Array
+from .nnls import nonnegative_quadratic
+from .scaling import RIDGE, UnitGramian, unit_gramian
 
 
 def min_norm_weights(gramian: Array, ridge: float = RIDGE) -> Array:

@@ -8,13 +8,9 @@ from functools import cache
 from typing import cast
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
-Mask = NDArray[np.bool_]
-Indices = NDArray[np.intp]
+from .arrays import EPSILON, Array, Indices, Mask
 
-_EPSILON = float(np.finfo(np.float64).eps)
 _WELL_CONDITIONED = 1e-8  # a smallest eigenvalue from which plain solves lose half the digits at worst
 _ROUNDS_OF_PIVOTING = 8  # most problems settle in one or two
 _SMALL_ROUNDS = 4
@@ -245,9 +241,11 @@ def _apply(matrix: Array, x: Array) -> Array:
 
 def _noise(z: Array) -> Array:
     """What rounding may have added to solutions and gradients."""
-    return cast(Array, 4 * z.shape[1] * _EPSILON * (1.0 + np.abs(z).max(axis=1, keepdims=True)))
+    return cast(Array, 4 * z.shape[1] * EPSILON * (1.0 + np.abs(z).max(axis=1, keepdims=True)))
 
 
 @cache
 def _identity(size: int, factor: float = 1.0) -> Array:
-    return factor * np.eye(size)
+    identity = factor * np.eye(size)
+    identity.setflags(write=False)
+    return identity

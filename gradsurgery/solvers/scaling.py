@@ -4,14 +4,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .nnls import Array, Mask
+from .arrays import Array, Mask
 
 RIDGE = 1e-13
 """Added to the unit diagonal: above the rounding of a float64 Gramian, far below any angle that matters."""
 
-
-TINY = float(np.finfo(np.float64).tiny)
-"""For divisors that are zero only where the dividend is zero."""
+NULL = 1e-12
+"""Eigenvalues of a unit-diagonal Gramian below it are rounding."""
 
 
 class UnitGramian(NamedTuple):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .nnls import Array
+from .arrays import Array
 
 
 def project_on_simplex(points: Array) -> Array:

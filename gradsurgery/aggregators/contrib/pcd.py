@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...solvers.nnls import Array, nonnegative_quadratic
+from ...solvers.arrays import Array
+from ...solvers.nnls import nonnegative_quadratic
 from ...solvers.scaling import RIDGE, unit_gramian
 from ..base import GramianAggregator
 from ..host import on_host
