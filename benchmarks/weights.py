@@ -1,8 +1,10 @@
 """What a method costs: from a K x K Gramian to weights, every method beside the same one of torchjd, in one process.
 
 Both libraries get the same Gramians in turns, each in the precision in which it forms them itself: float64 here,
-float32 there. Methods that need the gradients themselves, here or there, get a Jacobian in both. Run with
-``make bench``; with ``torchjd`` and ``cvxpy`` installed it takes part. Writes ``benchmarks/results/weights.json``.
+float32 there. Compared is a method's own function, ``weights``; ``checked`` is the call around it that the wrapper
+makes, with all checks and the rollback. Methods that need the gradients themselves, here or there, get a Jacobian in
+both. Run with ``make bench``; with ``torchjd`` and ``cvxpy`` installed it takes part. Writes
+``benchmarks/results/weights.json``.
 """
 
 import argparse
@@ -33,6 +35,7 @@ SHORTEST = 2e-4  # seconds that one timing has to last: fast calls are repeated
 OURS: dict[str, Callable[[int], Aggregator]] = {
     "Constant": lambda k: gs.aggregators.Constant(torch.linspace(0.5, 1.5, k)),
     "Krum": lambda k: gs.aggregators.Krum(1),
+    "SDMGrad": lambda k: gs.aggregators.SDMGrad(lr=10.0),
     "TrimmedMean": lambda k: gs.aggregators.TrimmedMean(1),
 }
 FEWEST = {"Krum": 4, "TrimmedMean": 4}  # losses, with these options
@@ -56,6 +59,8 @@ PEERS: dict[str, tuple[str, Callable[[Any, int], Any]]] = {
     "PCD": ("gramian", lambda a, k: a.PCDWeighting()),
     "NashMTL": ("root", lambda a, k: a.NashMTL(n_tasks=k)),
     "ConFIG": ("root", lambda a, k: a.ConFIG()),
+    "MoDo": ("cross", lambda a, k: a.MoDoWeighting()),
+    "SDMGrad": ("cross", lambda a, k: a.SDMGradWeighting()),
     "ExcessMTL": ("jacobian", lambda a, k: a.ExcessMTL()),
     "TrimmedMean": ("jacobian", lambda a, k: a.TrimmedMean(trim_number=1)),
     "GradDrop": ("jacobian", lambda a, k: a.GradDrop()),
@@ -71,7 +76,7 @@ class Problem:
 
     def argument(self, needs: str, dtype: torch.dtype) -> Tensor:
         """The Gramian, a square Jacobian with that Gramian, or the Jacobian."""
-        if needs == "gramian":
+        if needs in ("gramian", "cross"):
             return (self.rows @ self.rows.mT).to(dtype)
         if needs == "root":  # what its product with itself costs is nothing beside the method
             return torch.linalg.qr(self.rows.mT).R.mT.contiguous().to(dtype)
@@ -90,13 +95,16 @@ def problems(count: int) -> dict[str, Problem]:
     }
 
 
-def ours(method: Aggregator, problem: Problem, needs: str) -> Callable[[], object]:
-    """A call of a method of this library."""
+def ours(method: Any, problem: Problem, needs: str) -> tuple[Callable[[], object], Callable[[], object]]:
+    """A method's own function, which is what is compared, and the call that adds all checks."""
+    if needs == "cross":  # a product of two square matrices, a step, and what it led to
+        root, gramian = problem.argument("root", torch.float64), problem.argument("gramian", torch.float64)
+        return (lambda: (method.observe(root, root), method.weights(gramian)),) * 2
     if needs != "jacobian" and isinstance(method, GramianAggregator) and not method.needs_jacobian:
         gramian = problem.argument("gramian", torch.float64)
-        return lambda: method.weights(gramian, problem.losses)
+        return lambda: method.weights(gramian, problem.losses), lambda: method.solve(gramian, problem.losses)
     jacobian = problem.argument("jacobian", torch.float32)
-    return lambda: method(jacobian, problem.losses)
+    return lambda: method.direction([jacobian], problem.losses), lambda: method(jacobian, problem.losses)
 
 
 def theirs(name: str, problem: Problem) -> Callable[[], object] | None:
@@ -124,19 +132,20 @@ def seconds(call: Callable[[], object], repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def measure(own: Callable[[], object], peer: Callable[[], object] | None, turns: int) -> dict[str, float]:
-    """Medians over turns; in each turn both are called, and the ratio is taken within the turn."""
-    calls = [own] if peer is None else [own, peer]
-    repeats = []
-    for call in calls:
+def measure(calls: dict[str, Callable[[], object]], turns: int) -> dict[str, float]:
+    """Medians over turns; in each turn all are called, and the ratios are taken within the turn."""
+    repeats = {}
+    for name, call in calls.items():
         for _ in range(3):
             call()
-        repeats.append(max(1, min(500, round(SHORTEST / max(1e-7, seconds(call, 3))))))
-    timings = [[seconds(call, times) for call, times in zip(calls, repeats, strict=True)] for _ in range(turns)]
-    figures = {"microseconds": round(1e6 * statistics.median(row[0] for row in timings), 2)}
-    if peer is not None:
-        figures["torchjd_microseconds"] = round(1e6 * statistics.median(row[1] for row in timings), 2)
-        figures["torchjd_over_ours"] = round(statistics.median(row[1] / row[0] for row in timings), 2)
+        repeats[name] = max(1, min(500, round(SHORTEST / max(1e-7, seconds(call, 3)))))
+    timings = [{name: seconds(call, repeats[name]) for name, call in calls.items()} for _ in range(turns)]
+    figures = {f"{name}_us": round(1e6 * statistics.median(row[name] for row in timings), 2) for name in calls}
+    if "torchjd" in calls:
+        for name in ("weights", "checked"):
+            figures[f"torchjd_over_{name}"] = round(
+                statistics.median(row["torchjd"] / row[name] for row in timings), 2
+            )
     return figures
 
 
@@ -173,20 +182,20 @@ def main() -> None:
         needs = PEERS[name][0] if name in PEERS else contract.kind
         cases: dict[str, Any] = {}
         for count in SIZES:
-            for kind, problem in problems(count).items():
-                try:
-                    own = ours(OURS.get(name, contract.build)(), problem, needs)
-                    own()
-                except ValueError as error:  # Krum needs three rows
-                    print(f"  {name} at K = {count}: {error}")
-                    continue
-                cases[f"{count}, {kind}"] = measure(own, theirs(name, problem), options.turns)
+            for kind, problem in problems(count).items() if count >= FEWEST.get(name, 0) else ():
+                method = OURS[name](count) if name in OURS else contract.build()
+                bare, checked = ours(method, problem, needs)
+                calls = {"weights": bare, "checked": checked}
+                peer = theirs(name, problem)
+                if peer is not None:
+                    calls["torchjd"] = peer
+                cases[f"{count}, {kind}"] = measure(calls, options.turns)
         results[name] = {"needs": contract.kind, "cases": cases}
         factor = batched(contract.build, options.turns)
         if factor is not None:
             results[name]["64_gramians_over_one"] = factor
         line = "  ".join(
-            f"{k}: {c['microseconds']:.0f} ({c.get('torchjd_over_ours', '-')})" for k, c in cases.items()
+            f"{k}: {c['weights_us']:.0f} ({c.get('torchjd_over_weights', '-')})" for k, c in cases.items()
         )
         print(f"{name:20s} {line}  64 in one: {factor}", flush=True)
     versions = {"python": platform.python_version(), "torch": torch.__version__, "gradsurgery": gs.__version__}

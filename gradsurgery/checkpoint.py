@@ -65,6 +65,7 @@ def load_method(saved: dict[str, Any], method: Aggregator | Scalarizer) -> None:
 
 
 def _name(method: Aggregator | Scalarizer) -> str:
-    return "/".join(
+    kind = "scalarizers." if isinstance(method, Scalarizer) else ""  # there are two called Random
+    return kind + "/".join(
         type(member).__name__ for member in method.modules() if isinstance(member, Aggregator | Scalarizer)
     )

@@ -114,8 +114,10 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
 
         Raises:
             TypeError: The losses or the extra loss are of the wrong kind.
-            ValueError: A loss is not a scalar, none is present, or a parameter belongs to another wrapper now.
-            RuntimeError: A loss depends on something that would be differentiated wrongly.
+            ValueError: A loss is not a scalar, none is present, a parameter belongs to another wrapper now, or the
+                method remembers gradients and a shared parameter is not the optimizer's.
+            RuntimeError: A loss depends on something that would be differentiated wrongly, or the method remembers
+                gradients and one is sparse.
         """
         check_extra_loss(extra_loss)
         scale = None if grad_scaler is None else grad_scaler.scale
@@ -131,7 +133,8 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
                 gets the first call's weights in all, and their weighted sum as the loss: a line search then sees
                 one function, if everything is shared. Task-specific parameters still get the plain sum of their
                 gradients; with such, do without a line search. For a scalarizer that takes a second look (FAMO), the
-                closure runs once more after the step, without gradients.
+                closure runs once more after the step, without gradients; what a forward pass does beside its losses
+                (dropout's draws, BatchNorm's running statistics) happens in that pass too.
 
         Returns:
             What the wrapped optimizer's step returns.
@@ -152,10 +155,14 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
         if operating.several and isinstance(self.aggregator, Scalarizer) and self.aggregator.wants_second_look:
             parameters = parameters_in(self.param_groups)
             gradients = [parameter.grad for parameter in parameters]
-            with torch.no_grad():
-                self._run.update(closure())
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient  # the closure's zero_grad is not to be seen
+            for parameter in parameters:
+                parameter.grad = None  # the closure's zero_grad may write in place
+            try:
+                with torch.no_grad():
+                    self._run.update(closure())
+            finally:
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    parameter.grad = gradient
         return result
 
     step.hooked = True  # type: ignore[attr-defined]
@@ -197,25 +204,28 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
         result: Tensor = SurgeryOnBackward.apply(handle, value, perform)  # type: ignore[no-untyped-call]
         return result
 
-    def jacobian(self, losses: Losses) -> list[Tensor]:
-        """Differentiates the losses and changes nothing: no ``.grad``, no state of the method.
+    def jacobian(self, losses: Losses, *, grad_scaler: "torch.amp.GradScaler | None" = None) -> list[Tensor]:
+        """Differentiates the losses and changes no ``.grad`` and no state; what it finds to be shared stays shared.
 
         Row k is the gradient of the k-th of the losses that are present.
 
         Args:
             losses: As for :meth:`backward`; their graph is freed.
+            grad_scaler: For float16 autocast. The losses are scaled by it, and the result is divided by its scale.
 
         Returns:
-            Per-loss gradients ``(K, *shape)`` of the shared parameters, in the optimizer's order.
+            Per-loss gradients ``(K, *shape)`` of the shared parameters, in the optimizer's order, in
+            float32 at least if they were scaled.
 
         Raises:
             TypeError: As :meth:`backward`.
             ValueError: As :meth:`backward`.
             RuntimeError: As :meth:`backward`.
         """
-        return self._run.jacobian(self._request(losses))[1]
+        scale = None if grad_scaler is None else grad_scaler.scale
+        return list(self._run.jacobian(self._request(losses, scale=scale))[1].values())
 
-    def observe(self, first: Losses, second: Losses) -> None:
+    def observe(self, first: Losses, second: Losses, *, grad_scaler: "torch.amp.GradScaler | None" = None) -> None:
         """Shows the method the gradients of two batches, for those that need them before :meth:`backward`.
 
         SDMGrad and MoDo step their weights on two independent batches, and apply them to a third one.
@@ -223,13 +233,15 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
         Args:
             first: The losses on one batch, as for :meth:`backward`.
             second: The same losses on another batch, at the same parameters.
+            grad_scaler: As for :meth:`jacobian`.
 
         Raises:
             TypeError: The method does not look at several batches; else as :meth:`backward`.
             ValueError: The two hold different losses; else as :meth:`backward`.
             RuntimeError: As :meth:`backward`.
         """
-        self._run.observe(self._request(first), self._request(second))
+        scale = None if grad_scaler is None else grad_scaler.scale
+        self._run.observe(self._request(first, scale=scale), self._request(second, scale=scale))
 
     def update(self, losses: LossValues) -> None:
         """Shows the losses after the step to a scalarizer that takes a second look (FAMO); others do not mind.

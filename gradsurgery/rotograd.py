@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,9 @@ class RotoGrad(nn.Module):
     :math:`g_k` is the gradient of loss k with respect to z, :math:`q_k` with respect to :math:`z_k`; n runs over the
     batch. A backward pass goes through as in :class:`ImpartialityBlock`, with the method's direction in place of the
     sum, and in training mode takes a step of Adam on every rotation. The losses themselves do not train them.
+
+    It is meant for one ordinary backward pass over the sum of the losses, not inside ``MultiObjectiveOptimizer``:
+    where each loss has a backward pass of its own, no two gradients meet and the rotations stand still.
 
     The rotations and their moments are buffers, no parameters: they are in ``state_dict()``, keep their dtype, and no
     optimizer takes hold of them. ``reset()`` turns them back.
@@ -47,7 +52,7 @@ class RotoGrad(nn.Module):
 
     Raises:
         ValueError: An option is out of its range, the input is too narrow, or ``aggregator`` needs the losses or
-            remembers gradients.
+            remembers gradients; or a state is loaded that has another number or size of rotations.
         TypeError: ``aggregator`` is not an aggregator.
 
     Cost:
@@ -145,8 +150,8 @@ class _Turning(Aggregator):
         """Turns each rotation a little further, so that its branch's gradient comes closer to the mean of all."""
         count, size = len(self.rotations), self.rotations.shape[-1]
         norms = row_norms([rows])
-        if not bool(norms.isfinite().all()):
-            return
+        if not bool(norms.isfinite().all()) or int((norms > 0).sum()) < 2:
+            return  # one gradient alone has nothing to agree with
         used = widened(rows)[..., :size].reshape(count, math.prod(rows.shape[1:-1]), size)
         units = used * inverse(norms).to(used).view(-1, 1, 1)
         products = (units.mT @ units.mean(dim=0)).double()  # (K, m, m), sums over n of g_nk v_n^T
@@ -155,10 +160,26 @@ class _Turning(Aggregator):
         self.rotations = self.rotations @ torch.linalg.matrix_exp(self.pace * change)
         self.pace = self.pace * self.decay
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        saved = state_dict.get(prefix + "rotations")
+        if saved is not None and saved.shape != self.rotations.shape:
+            raise ValueError(
+                f"RotoGrad: `state_dict` must have rotations {tuple(self.rotations.shape)}, got "
+                f"{tuple(saved.shape)}. Load it into RotoGrad({saved.shape[0]}, {saved.shape[-1]})."
+            )
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def _full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Autocast would compute products in half precision, whatever the dtype of their factors."""
+    kind = tensor.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+
 
 def _rotated(view: Tensor, rotation: Tensor) -> Tensor:
     """The view with its first features rotated, in the view's dtype."""
     size = len(rotation)
     dtype = torch.promote_types(view.dtype, torch.float32)
-    turned = (view[..., :size].to(dtype) @ rotation.mT.to(dtype)).to(view.dtype)
+    with _full_precision(view):
+        turned = (view[..., :size].to(dtype) @ rotation.mT.to(dtype)).to(view.dtype)
     return turned if size == view.shape[-1] else torch.cat([turned, view[..., size:]], dim=-1)

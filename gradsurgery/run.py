@@ -88,14 +88,13 @@ class Run:
             self._warn_if_nothing_shared(found)
             known, objectives = self.numbered(found.names, found.all_names)
             with torch.no_grad():
-                factor = request.scale(torch.ones((), device=found.values.device)).double()
                 plan = Plan(
                     objectives=objectives,
                     scope=self.settings.scope,
                     sharing=self.sharing,
                     wrapped=request.wrapped,
                     names=request.names,
-                    factor=torch.where(factor == 0, torch.ones_like(factor), factor),
+                    factor=_factor(request, found),
                     first=first,
                     last_groups=self.groups,
                 )
@@ -105,10 +104,14 @@ class Run:
         self.last = surgery
         return surgery
 
-    def jacobian(self, request: Request) -> tuple[PerLossGradients, list[Tensor]]:
-        """The per-loss gradients of the shared parameters, in the optimizer's order, in memory of their own."""
+    def jacobian(self, request: Request) -> tuple[PerLossGradients, dict[Tensor, Tensor]]:
+        """Unscaled per-loss gradients of the shared parameters, in the optimizer's order, in memory of their own."""
         found = self.settings.engine.differentiate(replace(request, workspace={}))
-        return found, [part.dense() for part in in_order(found.blocks, request.wrapped)]
+        rows = {part.parameters[0]: part.dense() for part in in_order(found.blocks, request.wrapped)}
+        factor = _factor(request, found)
+        if bool(factor != 1):  # float16 would lose in this division what the scale is for
+            rows = {key: own.to(torch.promote_types(own.dtype, torch.float32)) / factor for key, own in rows.items()}
+        return found, rows
 
     def observe(self, first: Request, second: Request) -> None:
         """Shows a method the gradients of two batches."""
@@ -125,7 +128,12 @@ class Run:
                 f"{list(one.names)}, got {list(other.names)}."
             )
         known, objectives = self.numbered(one.names, one.all_names)
-        method.observe(rows, more, rows=objectives)
+        either = {**more, **rows}  # a batch need not reach all parameters
+        pair = [
+            [batch[key] if key in batch else torch.zeros_like(either[key]) for key in either]
+            for batch in (rows, more)
+        ]
+        method.observe(*pair, rows=objectives)
         self.names = known
 
     def update(self, losses: LossValues) -> None:
@@ -155,6 +163,12 @@ class Run:
             UserWarning,
             stacklevel=4,
         )
+
+
+def _factor(request: Request, found: PerLossGradients) -> Tensor:
+    """What the gradients are multiplied by, or one where that is zero."""
+    factor = request.scale(torch.ones((), device=found.values.device)).double()
+    return torch.where(factor == 0, torch.ones_like(factor), factor)
 
 
 def _unscaled(loss: Tensor) -> Tensor:

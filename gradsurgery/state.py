@@ -177,6 +177,8 @@ class Stateful(nn.Module):
     @property
     def keeps_buffers(self) -> bool:
         """Whether a call can change a buffer."""
+        if not self._modules:  # the common case, at no overhead
+            return bool(self._buffers or self._per_loss)
         members = self._members()
         return any(member._buffers or member._per_loss for member in members)
 
@@ -188,7 +190,8 @@ class Stateful(nn.Module):
     @property
     def stateful(self) -> bool:
         """Whether a call can leave anything behind: in a buffer, or in the position of a random generator."""
-        return self.keeps_buffers or any(isinstance(module, Randomized) for module in self.modules())
+        members = self.modules() if self._modules else (self,)
+        return self.keeps_buffers or any(isinstance(module, Randomized) for module in members)
 
     def reset(self) -> None:
         """Forgets everything seen so far; random methods continue their sequence."""

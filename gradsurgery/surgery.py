@@ -11,7 +11,7 @@ from . import kernels
 from .aggregators import Aggregator, GramianAggregator
 from .engines import Block, PerLossGradients
 from .scope import Scope, grouped
-from .sharing import Sharing
+from .sharing import Sharing, describe
 from .writing import add_gradients, all_finite
 
 
@@ -69,6 +69,7 @@ def operate(found: PerLossGradients, method: Aggregator, plan: Plan) -> Surgery:
     parts = in_order(found.blocks, plan.wrapped)
     groups, labels = grouped(parts, plan.scope, plan.sharing, plan.wrapped, plan.names)
     _check_state(method, labels, plan.last_groups)
+    _check_memory(method, parts, plan)
     rows = [part.rows for part in parts]
     sound = not method.stateful or all_finite(gradient for _, gradient in found.plain)
     gramian = None
@@ -137,6 +138,25 @@ def _check_state(method: Aggregator, labels: tuple[str, ...], last: tuple[str, .
             f"MultiObjectiveOptimizer: `scope` must be 'all' for a method with a state where the groups change from "
             f"step to step, got {name} over {list(labels)} after {list(last)}."
         )
+
+
+def _check_memory(method: Aggregator, parts: list[Block], plan: Plan) -> None:
+    """Raises where remembered gradients could not be told apart: they are kept by position in the optimizer."""
+    if not method.remembers_gradients:
+        return
+    name, held = type(method).__name__, {id(parameter) for parameter in plan.wrapped}
+    for part in parts:
+        (parameter,) = part.parameters
+        if part.indices is not None:  # other rows of it in every step
+            raise RuntimeError(
+                f"MultiObjectiveOptimizer: `losses` must have dense gradients for a method that remembers them, got "
+                f"sparse ones of {describe(parameter, plan.names)} with {name}. Use Embedding(sparse=False)."
+            )
+        if id(parameter) not in held:
+            raise ValueError(
+                f"MultiObjectiveOptimizer: `shared` must hold parameters of the optimizer for a method that "
+                f"remembers gradients, got {describe(parameter, plan.names)} with {name}. Hand it to the optimizer."
+            )
 
 
 def _directions(

@@ -42,7 +42,7 @@ def weigh(
         with torch.enable_grad():
             total = (weights * torch.stack([loss.to(values) for loss in present.scalars])).sum()
             if request.extra_loss is not None:
-                total = total + request.extra_loss.reshape(()).to(values)
+                total = total + request.extra_loss.to(values)
         roots, graph = replace(request, extra_loss=None).reach([total])
         leaves = list(graph.leaves)
         plain = PlainSum()

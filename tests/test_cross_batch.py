@@ -405,6 +405,40 @@ def test_training_continues_from_a_checkpoint(name: str, tmp_path: Any) -> None:
     assert_same_bits(dict(optimizers[1].aggregator.state_dict()), dict(optimizers[0].aggregator.state_dict()))
 
 
+def test_observe_pairs_gradients_by_parameter() -> None:
+    """Each batch reaches an expert of its own beside the trunk: only the trunk's gradients have inner products."""
+    trunk, experts = nn.Parameter(torch.ones(2).double()), [nn.Parameter(torch.ones(2).double()) for _ in range(2)]
+    found = []
+    for shared in ([trunk, *experts], [*experts, trunk], [trunk]):
+        inner = torch.optim.SGD([trunk, *experts], lr=0.1)
+        optimizer = gs.MultiObjectiveOptimizer(inner, MoDo(0.01), shared=shared)
+        one, other = ([k * (trunk.sum() + 3 * expert[0]) for k in (1, 2)] for expert in experts)
+        optimizer.observe(one, other)
+        found.append(state_of(optimizer.aggregator))
+    assert_same_bits(found[0], found[2])
+    assert_same_bits(found[1], found[2])
+
+
+def test_observe_of_batches_that_share_no_parameter() -> None:
+    experts = [nn.Parameter(torch.ones(2).double()) for _ in range(2)]
+    optimizer = gs.MultiObjectiveOptimizer(torch.optim.SGD(experts, lr=0.1), MoDo(0.01, 0.0), shared=experts)
+    optimizer.observe(*([expert[0], 2 * expert.sum()] for expert in experts))
+    assert state_of(optimizer.aggregator)["simplex"].tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_observe_with_a_scale_is_that_without(name: str) -> None:
+    models = [make_model(), make_model()]
+    plain, scaled = (
+        gs.MultiObjectiveOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), METHODS[name]()) for model in models
+    )
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    for step in range(2):
+        plain.observe(*(losses_of(models[0], step, batch) for batch in (1, 2)))
+        scaled.observe(*(losses_of(models[1], step, batch) for batch in (1, 2)), grad_scaler=scaler)
+    assert_near(scaled.aggregator.simplex, plain.aggregator.simplex, 1e-12)
+
+
 @pytest.mark.parametrize("scope", ["tensor", "module"])
 @pytest.mark.parametrize("inside", [lambda method: method, lambda method: gs.Chain(gs.Mean(), method)])
 @pytest.mark.parametrize("name", ["SDMGrad", "MoDo"])

@@ -398,6 +398,66 @@ def test_a_checkpoint_of_another_method_starts_the_method_afresh() -> None:
     train(model, second, 1)
 
 
+@pytest.mark.parametrize("kinds", [(gs.scalarizers, gs.aggregators), (gs.aggregators, gs.scalarizers)])
+def test_a_scalarizer_is_not_the_aggregator_of_its_name(kinds: tuple[Any, Any]) -> None:
+    model = make_model()
+    first, second = (gs.MultiObjectiveOptimizer(adam(model), kind.Random()) for kind in kinds)
+    with pytest.warns(
+        UserWarning, match=r"state of (scalarizers\.Random; Random|Random; scalarizers\.Random) starts af"
+    ):
+        second.load_state_dict(first.state_dict())
+
+
+def test_resuming_gives_losses_their_numbers_by_name() -> None:
+    """The first losses after resuming come in another order, and one of them is missing."""
+
+    def go_on(model: nn.Module, wrapped: gs.MultiObjectiveOptimizer) -> None:
+        for step in range(3, 6):
+            losses = losses_of(model, step)
+            names = ["task 2", "task 0"] if step == 3 else ["task 2", "task 1", "task 0"]
+            wrapped.zero_grad()
+            wrapped.backward({name: losses[name] for name in names})
+            wrapped.step()
+
+    model, other = make_model(), make_model(seed=5)
+    wrapped, resumed = (
+        gs.MultiObjectiveOptimizer(adam(each), gs.GradNorm(alpha=0.0), shared=each["trunk"])
+        for each in (model, other)
+    )
+    train(model, wrapped, 3)
+    other.load_state_dict(model.state_dict())
+    resumed.load_state_dict(saved(wrapped.state_dict()))
+    go_on(model, wrapped)
+    go_on(other, resumed)
+    assert_same(model, other)
+
+
+@pytest.mark.parametrize(
+    "how", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))], ids=["deepcopy", "pickle"]
+)
+def test_copies_draw_on_from_where_the_original_is(how: Callable[[Any], Any]) -> None:
+    method = gs.aggregators.Random(generator=torch.Generator().manual_seed(3))
+    gramian = torch.eye(3, dtype=torch.float64)
+    first = method.weights(gramian)
+    twin = how(method)
+    expected = method.weights(gramian)
+    assert not torch.equal(first, expected)
+    assert torch.equal(twin.weights(gramian), expected)
+
+
+def test_reset_hands_out_a_copy_of_the_first_state() -> None:
+    class Counts(gs.Sum):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(2))
+
+    method = Counts()
+    for _ in range(2):
+        method.reset()
+        assert method.calls.tolist() == [0.0, 0.0]
+        method.state_dict()["calls"].add_(1.0)
+
+
 def test_the_methods_state_counts_only_finite_steps() -> None:
     """A head's gradient overflows: nothing of the method may move, as the step will be skipped."""
     model = make_model()

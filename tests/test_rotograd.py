@@ -202,6 +202,20 @@ def test_until_they_turn_it_is_the_block(method: Aggregator, rescale: bool) -> N
         assert_near(parameter.grad, other.grad, 1e-12)
 
 
+def test_passes_for_single_losses_are_not_counted() -> None:
+    block, other = RotoGrad(2, 3, gs.Sum(), lr=0.1, decay=0.5), RotoGrad(2, 3, gs.Sum(), lr=0.1, decay=0.5)
+    rows = gaussian(2, 3)
+    z = torch.zeros(1, 3, dtype=torch.float64, requires_grad=True)
+    for view, row in zip(block(z), rows, strict=True):
+        (view * row).sum().backward(retain_graph=True)
+    assert_near(z.grad[0], rows.sum(0), 1e-12)
+    assert_same_bits(block.rotations, torch.eye(3, dtype=torch.float64).repeat(2, 1, 1))
+    for one in (block, other):
+        sum((view * row).sum() for view, row in zip(one(z), rows, strict=True)).backward()
+    assert_same_bits(dict(block.state_dict()), dict(other.state_dict()))
+    assert float((block.rotations - torch.eye(3)).abs().max()) > 0.05
+
+
 # --- scales ------------------------------------------------------------------------------------------------------
 
 
@@ -217,6 +231,39 @@ def test_the_scale_of_the_losses_is_no_matter(scale: float) -> None:
             grads.append(z.grad / factor)
         assert_near(grads[1], grads[0], 1e-9)
     assert_near(blocks[1].rotations, blocks[0].rotations, 1e-9)
+
+
+def test_gradients_whose_norm_overflows_do_not_turn() -> None:
+    block = RotoGrad(2, 3, gs.GradDrop(), lr=0.1)
+    z = torch.ones(1, 3, dtype=torch.float64, requires_grad=True)
+    rows = gaussian(2, 3).abs()
+    sum((view * row * 1e200).sum() for view, row in zip(block(z), rows, strict=True)).backward()
+    assert_near(z.grad[0] / 1e200, rows.sum(0), 1e-12)
+    assert_same_bits(block.rotations, torch.eye(3, dtype=torch.float64).repeat(2, 1, 1))
+
+
+def test_small_float16_gradients_turn_as_others() -> None:
+    rows = (2.0**-20 * torch.tensor([[1.0, 2.0, -1.0], [3.0, -1.0, 2.0]])).half()
+    blocks = [RotoGrad(2, 3, gs.Sum(), lr=0.1), RotoGrad(2, 3, gs.Sum(), lr=0.1)]
+    for block, dtype in zip(blocks, (torch.float16, torch.float64), strict=True):
+        z = torch.zeros(1, 3, dtype=dtype, requires_grad=True)
+        sum((view * row).sum() for view, row in zip(block(z), rows.to(dtype), strict=True)).backward()
+    assert_near(blocks[0].rotations, blocks[1].rotations, 1e-5)
+
+
+def test_autocast_takes_no_precision_away() -> None:
+    grads = []
+    for enabled in (False, True):
+        block = RotoGrad(2, 3, gs.Sum(), lr=0.1)
+        for step in range(4):
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                z = gaussian(2, 3, seed=10 + step).float().requires_grad_()
+                rows = gaussian(2, 6, seed=step).view(2, 2, 3).float()
+                views = block(z)
+                loss = sum((view * row).sum() for view, row in zip(views, rows, strict=True))
+            loss.backward()
+        grads.append([*(view.detach() for view in views), z.grad, block.rotations])
+    assert_same_bits(grads[1], grads[0])
 
 
 class _Inhomogeneous(gs.GramianAggregator):
@@ -266,6 +313,16 @@ def test_copies_continue_identically(copied: Callable[[Model], Model]) -> None:
     train(other, range(4, 8))
     assert_same_bits(dict(other.state_dict()), dict(model.state_dict()))
     assert float((model.rotate.rotations - before).norm()) > 0.1
+
+
+@pytest.mark.parametrize(("branches", "features"), [(2, 4), (3, 5)])
+def test_the_state_of_other_rotations_is_refused(branches: int, features: int) -> None:
+    block = RotoGrad(3, 4)
+    before = copy.deepcopy(dict(block.state_dict()))
+    message = rf"^RotoGrad: `state_dict` must have rotations \(3, 4, 4\), got \({branches}, {features}, {features}\)"
+    with pytest.raises(ValueError, match=message):
+        block.load_state_dict(RotoGrad(branches, features).state_dict())
+    assert_same_bits(dict(block.state_dict()), before)
 
 
 def test_no_optimizer_takes_hold_of_the_rotations() -> None:

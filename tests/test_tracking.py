@@ -394,7 +394,7 @@ def test_dbmtl_brings_all_to_one_length_whatever_the_losses() -> None:
 
 
 class Model(nn.Module):
-    """A trunk, a second shared layer that is not always used, and three heads."""
+    """A trunk, a second shared layer that is first of all but not always used, and three heads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -411,7 +411,7 @@ class Model(nn.Module):
         return {key: None if step % 4 == 2 and key == "1" else loss for key, loss in losses.items()}
 
     def shared(self) -> list[Tensor]:
-        return [*self.trunk.parameters(), *self.extra.parameters()]
+        return [*self.extra.parameters(), *self.trunk.parameters()]
 
 
 def train(model: Model, optimizer: gs.MultiObjectiveOptimizer, steps: range) -> None:
@@ -425,7 +425,7 @@ def train_by_hand(model: Model, literal: Literal, steps: range) -> None:
     shared, heads = model.shared(), list(model.heads.parameters())
     for step in steps:
         losses = {int(key): loss for key, loss in model.losses(step).items() if loss is not None}
-        rows, columns = list(losses), [0, 1] if step % 3 == 1 else [0, 1, 2, 3]
+        rows, columns = list(losses), [2, 3] if step % 3 == 1 else [0, 1, 2, 3]
         used = [shared[column] for column in columns]
         gradients = [torch.autograd.grad(loss, used, retain_graph=True) for loss in losses.values()]
         blocks = [torch.stack(block) for block in zip(*gradients, strict=True)]
@@ -469,6 +469,57 @@ def test_training_continues_from_a_checkpoint(name: str, tmp_path: Any) -> None:
     train(other, resumed, range(5, 10))
     assert_same_bits(dict(other.state_dict()), dict(model.state_dict()))
     assert_same_bits(dict(resumed.aggregator.state_dict()), dict(optimizer.aggregator.state_dict()))
+
+
+def test_parameters_that_join_later_follow() -> None:
+    """A group that is added shifts no position, so that the parameters before it find their own memory."""
+    model, other, later = Model(), Model(), nn.Linear(3, 3, bias=False).double()
+    order = [*model.shared(), *model.heads.parameters()]
+    inner = torch.optim.SGD(order, lr=0.05)
+    optimizer, plain = (
+        gs.MultiObjectiveOptimizer(inner, MoCo(), shared=[*model.shared(), later]),
+        wrapped(other, MoCo()),
+    )
+    train(model, optimizer, range(2))
+    optimizer.add_param_group({"params": later.parameters()})
+    train(model, optimizer, range(2, 4))
+    train(other, plain, range(4))
+    assert_same_bits(dict(model.state_dict()), dict(other.state_dict()))
+    z = later(model.trunk(torch.ones(2, 4, dtype=torch.float64)))
+    optimizer.backward({str(k): head(z).sum() for k, head in enumerate(model.heads)})
+    added = optimizer.aggregator.state_dict().keys() - plain.aggregator.state_dict().keys()
+    assert added == {f"tracked_{len(order)}"}
+
+
+@pytest.mark.parametrize("inside", [lambda method: method, lambda method: gs.Chain(gs.Mean(), method)])
+@pytest.mark.parametrize("method", [ExcessMTL, MoCo, DBMTL])
+def test_sparse_gradients_are_refused(
+    method: Callable[[], Aggregator], inside: Callable[[Aggregator], Aggregator]
+) -> None:
+    table, head = nn.Embedding(5, 2, sparse=True), nn.Linear(2, 2)
+    named = [("table", table.weight), *head.named_parameters()]
+    aggregator = inside(method())
+    optimizer = gs.MultiObjectiveOptimizer(torch.optim.SGD(named, lr=0.1), aggregator)
+    losses = list(head(table(torch.tensor([0, 3]))).square().sum(0))
+    with pytest.raises(
+        RuntimeError, match=r"must have dense gradients .* parameter 'table', .* Use Embedding\(sparse=F"
+    ):
+        optimizer.backward(losses)
+    assert [parameter.grad for _, parameter in named] == [None] * 3
+    assert aggregator.state_dict() == {}
+
+
+@pytest.mark.parametrize("method", [ExcessMTL, MoCo, DBMTL])
+def test_parameters_that_the_optimizer_does_not_hold_are_refused(method: Callable[[], Aggregator]) -> None:
+    model, aggregator = Model(), method()
+    inner = torch.optim.SGD([*model.trunk.parameters(), *model.heads.parameters()], lr=0.1)
+    optimizer = gs.MultiObjectiveOptimizer(inner, aggregator, shared=model.shared())
+    with pytest.raises(ValueError, match=r"`shared` must hold parameters of the optimizer .* shape \(3, 3\) with"):
+        optimizer.backward(model.losses(0))
+    assert [parameter.grad for parameter in model.parameters()] == [None] * 10
+    assert aggregator.state_dict() == {}
+    optimizer.backward(model.losses(1))  # which reach held ones only
+    assert aggregator.state_dict() != {}
 
 
 @pytest.mark.parametrize("name", METHODS)

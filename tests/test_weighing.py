@@ -111,6 +111,23 @@ def test_extra_loss_is_added_outside() -> None:
     assert_all_near(problem.gradients(), expected)
 
 
+def test_losses_of_several_dtypes_and_an_extra_loss_of_one_entry() -> None:
+    points = [torch.ones(2, dtype=dtype, requires_grad=True) for dtype in (torch.float32, torch.float16)]
+    optimizer = gs.MultiObjectiveOptimizer(torch.optim.SGD(points, lr=0.1), Balance())
+    losses = [4.0 * points[0].sum(), 2.0 * points[1].sum()]
+    optimizer.backward(losses, extra_loss=0.5 * points[1][:1])
+    assert [point.grad.dtype for point in points] == [torch.float32, torch.float16]
+    assert [point.grad.tolist() for point in points] == [[0.5, 0.5], [1.0, 0.5]]
+
+
+def test_a_callable_is_called_with_gradients() -> None:
+    one, other = Problem(), Problem()
+    one.wrap(Balance()).backward(one.losses())
+    with torch.no_grad():
+        other.wrap(Balance()).backward(other.losses)
+    assert_same_bits(other.gradients(), one.gradients())
+
+
 def test_gradients_add_up_over_calls() -> None:
     problem = Problem()
     optimizer = problem.wrap(Balance())
@@ -246,17 +263,36 @@ def test_a_closure_gets_a_second_look_after_the_step() -> None:
     assert method.rises.sum() > 0
 
 
-def test_the_second_look_is_not_to_be_seen() -> None:
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_the_second_look_is_not_to_be_seen(set_to_none: bool) -> None:
     one, other = Problem(), Problem()
     for problem, method in ((one, SecondLook()), (other, gs.scalarizers.Sum())):
         optimizer = problem.wrap(method)
 
         def closure(problem: Problem = problem, optimizer: Any = optimizer) -> dict[str, Tensor]:
-            optimizer.zero_grad()
+            optimizer.zero_grad(set_to_none)
             return problem.losses()
 
         optimizer.step(closure)
     assert_same_bits(one.gradients(), other.gradients())
+
+
+def test_the_second_look_may_raise() -> None:
+    problem = Problem()
+    optimizer = problem.wrap(SecondLook())
+    looks = []
+
+    def closure() -> dict[str, Tensor]:
+        optimizer.zero_grad(set_to_none=False)
+        looks.append(problem.gradients())
+        if len(looks) == 2:
+            raise RuntimeError("no second look")
+        return problem.losses()
+
+    expected = by_hand(problem, [1.0, 1.0])
+    with pytest.raises(RuntimeError, match="no second look"):
+        optimizer.step(closure)
+    assert_all_near(problem.gradients(), expected)
 
 
 def test_a_closure_with_a_backward_pass_of_its_own_gets_no_second_look() -> None:
@@ -292,9 +328,16 @@ def test_update_is_the_second_look_without_a_closure() -> None:
 
 def test_update_does_nothing_for_others() -> None:
     problem = Problem()
-    for method in (gs.UPGrad(), Balance()):
-        problem.wrap(method).update(problem.losses())
-        problem.trunk.weight.grad = None
+    for method in (gs.GradNorm(alpha=0.0), Balance()):
+        optimizer = problem.wrap(method)
+        optimizer.backward(problem.losses())
+        before, gradients = copy.deepcopy(optimizer.state_dict()["gradsurgery"]), problem.gradients()
+        optimizer.update({**problem.losses(), "new": torch.tensor(3.0)})
+        after = optimizer.state_dict()["gradsurgery"]
+        assert before["aggregator"]
+        assert_same_bits(after.pop("aggregator"), before.pop("aggregator"))
+        assert after == before
+        assert_same_bits(problem.gradients(), gradients)
 
 
 def test_weights_stay_the_same_within_a_step() -> None:
@@ -356,8 +399,28 @@ def test_jacobian_is_that_of_the_shared_parameters(engine: str) -> None:
     assert problem.gradients() == [None] * len(problem.parameters)
     assert method.state_dict() == {}
     kept = blocks[0].clone()
+    with torch.no_grad():
+        problem.trunk.weight += 1.0
     optimizer.backward(problem.losses)
+    assert not torch.equal(optimizer.jacobian(problem.losses)[0], kept)
     assert_same_bits(blocks[0], kept)
+
+
+def test_jacobian_with_a_scale_is_not_scaled() -> None:
+    """Gradients that float16 cannot hold come out in float32."""
+    point = torch.ones(2, dtype=torch.float16, requires_grad=True)
+    optimizer = gs.MultiObjectiveOptimizer(torch.optim.SGD([point], lr=0.1), gs.Sum(), shared=point)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+
+    def losses() -> list[Tensor]:
+        return [2.0**-30 * point.float().sum(), point.float()[0]]
+
+    (found,) = optimizer.jacobian(losses, grad_scaler=scaler)
+    assert (found.dtype, found.tolist()) == (torch.float32, [[2.0**-30] * 2, [torch.inf, 0.0]])
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**14)
+    assert optimizer.jacobian(losses, grad_scaler=scaler)[0].tolist() == [[2.0**-30] * 2, [1.0, 0.0]]
+    (plain,) = optimizer.jacobian(losses)
+    assert (plain.dtype, plain.tolist()) == (torch.float16, [[0.0, 0.0], [1.0, 0.0]])
 
 
 def test_jacobian_of_sparse_gradients_is_dense() -> None:
@@ -387,9 +450,7 @@ def test_observe_keeps_losses_apart_by_name() -> None:
 
 def test_observe_refuses_what_it_cannot_use() -> None:
     problem = Problem()
-    with pytest.raises(
-        TypeError, match=r"^MultiObjectiveOptimizer: `aggregator` must look at .*, got UPGrad\.$"
-    ):
+    with pytest.raises(TypeError, match=r"^MultiObjectiveOptimizer: `aggregator` must look at .*, got UPGrad\.$"):
         problem.wrap(gs.UPGrad()).observe(problem.losses(), problem.losses())
     optimizer = problem.wrap(gs.aggregators.MoDo())
     with pytest.raises(ValueError, match=r"\['first', 'second'\], got \['second'\]\.$"):

@@ -225,6 +225,8 @@ class GramianAggregator(Aggregator):
         with nullcontext() if rows is None else self.objectives(rows, gramian.shape[-1]):
             values = losses if self.uses_losses else None
             if gramian.is_cpu and kernels.is_finite(gramian) and (values is None or kernels.is_finite(values)):
+                if not self.stateful:
+                    return self.weights(gramian, losses)
                 with self.transaction() as roll_back:
                     weights = self.weights(gramian, losses)
                     if self.keeps_buffers and not kernels.is_finite(weights):

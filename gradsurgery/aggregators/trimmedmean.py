@@ -70,16 +70,17 @@ class TrimmedMean(Aggregator):
 
 
 def _trimmed_mean(block: Tensor, trimmed: int) -> Tensor:
-    wide = block.to(torch.promote_types(block.dtype, torch.float32))
+    if block.dtype.itemsize < 4:
+        return _trimmed_mean(block.float(), trimmed).to(block.dtype)
     if trimmed == 0:
-        return wide.mean(dim=0).to(block.dtype)
-    operations = 4 * trimmed * (len(wide) - trimmed)
-    if _WORTH_AN_OPERATION * operations > wide.numel():
-        return wide.sort(dim=0).values[trimmed:-trimmed].mean(dim=0).to(block.dtype)
-    rows = list(wide)
+        return block.mean(dim=0)
+    operations = 4 * trimmed * (len(block) - trimmed)
+    if _WORTH_AN_OPERATION * operations > block.numel():
+        return block.sort(dim=0).values[trimmed:-trimmed].mean(dim=0)
+    rows = list(block)
     for _ in range(trimmed):
         rows = _without_extremes(rows)
-    return torch.stack(rows).mean(dim=0).to(block.dtype)
+    return torch.stack(rows).mean(dim=0)
 
 
 def _without_extremes(rows: list[Tensor]) -> list[Tensor]:

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from ..state import Stateful
 
+LARGEST_EXPONENT = 80.0
+"""Where learned weights stop, so that they stay within float32: ``exp(88)`` does not."""
+
 
 class Scalarizer(Stateful, ABC):
     r"""Maps losses to one scalar: :math:`(L_1, \dots, L_K) \mapsto s`, for the price of one backward pass.

@@ -15,8 +15,9 @@ class DWA(Scalarizer):
     .. math:: s = \sum_k w_k L_k, \quad w = K \operatorname{softmax}(r / T), \quad
         r_k = \frac{\bar L_k(\text{last epoch})}{\bar L_k(\text{the epoch before})}
 
-    The means are over an epoch's calls; :meth:`next_epoch` ends it. Until two epochs are over, all weights are 1. A
-    loss that was not seen in two epochs yet, or whose mean was zero, counts as unchanged: r = 1.
+    The means are over an epoch's calls; :meth:`next_epoch`, or ``every``, ends it. Until two epochs are over, all
+    weights are 1: without either it stays at the sum. A loss that was not seen in two epochs yet, or whose mean was
+    zero, counts as unchanged: r = 1.
 
     Guarantees:
         permutation_equivariant: the order of the losses does not matter.

@@ -1,6 +1,7 @@
 """Fast adaptive multi-task optimization."""
 
 import math
+import warnings
 
 import torch
 from torch import Tensor
@@ -9,6 +10,8 @@ from ..learning import PerLossAdam
 from .given import Given, Numbers
 
 _ROUNDING = 1e-12  # of a loss, relative: a lead this small is none, and Adam would make a full step of its sign
+
+_PATIENCE = 100  # calls in training before a missing second look is reported
 
 
 class FAMO(Given):
@@ -22,6 +25,8 @@ class FAMO(Given):
 
     .. math:: \xi \leftarrow \operatorname{Adam}\Bigl(\xi, \; \frac{\partial z}{\partial \xi}^{\top}
         \bigl(\log D(\text{before}) - \log D(\text{after})\bigr) + \gamma \xi\Bigr)
+
+    Without it nothing is learned; after 100 such calls in training, a warning says so.
 
     A loss at its minimum, :math:`D_k = 0`, is solved: its weight is 0 and its logit stands still. One that a step
     takes below its minimum counts as solved by that step.
@@ -77,12 +82,14 @@ class FAMO(Given):
         if not (math.isfinite(decay) and decay >= 0):
             raise ValueError(f"FAMO: `decay` must be a finite number >= 0, got {decay!r}.")
         self.decay = float(decay)
+        self._patience = _PATIENCE
         self.give("minimum", minimum)
         self.adam = PerLossAdam(float(lr))
         self.register_per_loss("logits", 0.0)
         self.register_per_loss("before", math.nan)
 
     def scalar(self, losses: Tensor) -> Tensor:
+        self._miss_second_look()
         above = self._above_minimum(losses)
         values = above.detach()
         solved = values == 0
@@ -96,6 +103,7 @@ class FAMO(Given):
 
     def look_again(self, losses: Tensor) -> None:
         """Learns from how much the losses fell; what the last call did not see, and what is solved, is left out."""
+        self._patience = 0
         above = (losses - self.given("minimum", losses, 0.0)).clamp_min(0.0)  # raising now would come after the step
         fall = self.recall("before", above) - above.log()
         present = fall.isfinite()
@@ -107,6 +115,18 @@ class FAMO(Given):
         change = self.adam.change(torch.where(present, gradient, 0.0), present)
         self.remember("logits", logits + change)
         self.remember("before", torch.full_like(above, torch.nan))
+
+    def _miss_second_look(self) -> None:
+        if self._patience == 0 or not self.training or torch.compiler.is_compiling():
+            return
+        self._patience -= 1
+        if self._patience == 0:
+            warnings.warn(
+                f"FAMO: `update` must be called after each step, with the losses on the same batch; it was not in "
+                f"{_PATIENCE} calls, and the weights only divide by the losses. Call update(losses).",
+                UserWarning,
+                stacklevel=7,  # the caller's line, past this method, scalar, forward and torch's module
+            )
 
     def _above_minimum(self, losses: Tensor) -> Tensor:
         above = losses - self.given("minimum", losses, 0.0)

@@ -57,7 +57,7 @@ class Given(Scalarizer):
         if numbers is None:
             return torch.full_like(losses, default, requires_grad=False)
         rows = self.current_rows(len(losses))
-        if max(rows) >= len(numbers) or (self._rows is None and len(rows) != len(numbers)):
+        if max(rows) >= len(numbers):
             raise ValueError(
                 f"{type(self).__name__}: `{name}` must have one entry an objective, got {len(numbers)} for the "
                 f"objectives {rows}."

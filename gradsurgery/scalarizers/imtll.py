@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..learning import PerLossAdam
-from .base import Scalarizer
+from .base import LARGEST_EXPONENT, Scalarizer
 
 
 class IMTLL(Scalarizer):
@@ -23,7 +23,7 @@ class IMTLL(Scalarizer):
         state_round_trip: the scales and Adam's moments are the state.
 
     What is learned depends on the scale of the losses: scale_equivariant does not hold. The weight of a loss that is
-    zero or negative grows by a factor of up to ``exp(lr)`` a step, without bound.
+    zero or negative grows by a factor of up to ``exp(lr)`` a step, up to ``exp(80)``.
 
     Args:
         lr: Adam's step on the scales, > 0. The paper names none; 0.025 is that of Nash-MTL's experiments for such
@@ -58,7 +58,7 @@ class IMTLL(Scalarizer):
 
     def scalar(self, losses: Tensor) -> Tensor:
         values = losses.detach()
-        logarithms = self.recall("log_scales", values)
+        logarithms = self.recall("log_scales", values).clamp_max(LARGEST_EXPONENT)
         weights = torch.exp(logarithms)
         self.remember("log_scales", logarithms + self.adam.change(weights * values - 1.0))
         return (weights * losses).sum() - logarithms.sum()

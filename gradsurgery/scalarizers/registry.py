@@ -36,6 +36,8 @@ Guarantee = Literal[
     "state_round_trip",
 ]
 
+Domain = Literal["real", "nonnegative", "positive"]
+
 
 @dataclass(frozen=True)
 class Contract:
@@ -44,14 +46,16 @@ class Contract:
     Args:
         build: Makes an instance in its default configuration, for three losses where it must know how many.
         guarantees: The properties that hold for all losses that it is meant for.
+        domain: Which losses it takes; it refuses others.
     """
 
     build: Callable[[], Scalarizer]
     guarantees: frozenset[Guarantee]
+    domain: Domain = "real"
 
 
-def _contract(build: Callable[[], Scalarizer], *guarantees: Guarantee) -> Contract:
-    return Contract(build, frozenset(guarantees))
+def _contract(build: Callable[[], Scalarizer], *guarantees: Guarantee, domain: Domain = "real") -> Contract:
+    return Contract(build, frozenset(guarantees), domain)
 
 
 CONTRACTS: dict[type[Scalarizer], Contract] = {
@@ -99,6 +103,7 @@ CONTRACTS: dict[type[Scalarizer], Contract] = {
         "invariant_to_units",
         "one_loss_is_identity",
         "no_host_sync",
+        domain="positive",
     ),
     UncertaintyWeighting: _contract(
         UncertaintyWeighting,
@@ -149,6 +154,7 @@ CONTRACTS: dict[type[Scalarizer], Contract] = {
         "constant_total",
         "one_loss_is_identity",
         "state_round_trip",
+        domain="nonnegative",
     ),
     STCH: _contract(
         STCH,

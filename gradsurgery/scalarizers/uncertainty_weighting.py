@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..learning import PerLossAdam
-from .base import Scalarizer
+from .base import LARGEST_EXPONENT, Scalarizer
 
 
 class UncertaintyWeighting(Scalarizer):
@@ -15,8 +15,8 @@ class UncertaintyWeighting(Scalarizer):
 
     .. math:: s = \sum_k \tfrac12 e^{-v_k} L_k + \tfrac12 v_k, \quad v_k = \log \sigma_k^2
 
-    For a loss of :math:`L` that stays as it is, v goes to :math:`\log L`: all weighed losses are then 1/2. One Adam
-    step on v follows each call.
+    For a loss of :math:`L` that stays as it is, v goes to :math:`\log L`, or :math:`\log 2L` for a cross-entropy: all
+    weighed losses are then 1/2. One Adam step on v follows each call.
 
     Guarantees:
         permutation_equivariant: the order of the losses does not matter.
@@ -24,7 +24,7 @@ class UncertaintyWeighting(Scalarizer):
         state_round_trip: the log-variances and Adam's moments are the state.
 
     What is learned depends on the scale of the losses: scale_equivariant does not hold. The weight of a loss that is
-    zero or negative grows by a factor of up to ``exp(lr)`` a step, without bound.
+    zero or negative grows by a factor of up to ``exp(lr)`` a step, up to ``exp(80)``.
 
     Args:
         lr: Adam's step on the log-variances, > 0. The paper names none; 0.025 is that of Nash-MTL's experiments.
@@ -69,7 +69,7 @@ class UncertaintyWeighting(Scalarizer):
 
     def scalar(self, losses: Tensor) -> Tensor:
         values = losses.detach()
-        logarithms = self.recall("log_variances", values)
+        logarithms = self.recall("log_variances", values).clamp_min(-LARGEST_EXPONENT)
         weights = self._factors(values) * torch.exp(-logarithms)
         self.remember("log_variances", logarithms + self.adam.change(0.5 - weights * values))
         return (weights * losses).sum() + 0.5 * logarithms.sum()
