@@ -7,8 +7,6 @@ with matplotlib, ``docs/accuracy.png``.
 
 import argparse
 import itertools
-import json
-import platform
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +16,7 @@ import mpmath
 import numpy as np
 import torch
 from mpmath import mp, mpf
+from recording import save
 
 import gradsurgery as gs
 from gradsurgery.aggregators import Aggregator
@@ -257,16 +256,13 @@ def main() -> None:
     gaps = [max(optimality_gap(jacobian(c, seed, 1.0)) for seed in range(SEEDS)) for c in CONDITIONS]
     print("MGDA's optimality gap:", " ".join(f"{gap:.0e}" for gap in gaps))
     record = {
-        "device": f"cpu, {platform.machine()}, 1 thread",
-        "versions": {"torch": torch.__version__, "numpy": np.__version__, "gradsurgery": gs.__version__},
         "rows": ROWS,
         "problems_a_point": SEEDS,
         "conditions": CONDITIONS,
         "methods": methods,
         "mgda_optimality_gap": gaps,
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(record, indent=1) + "\n")
+    save(options.out, **record)
     draw(record, options.picture)
 
 

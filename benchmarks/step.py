@@ -5,16 +5,14 @@ Run with ``make bench``. With ``torchjd`` installed it is measured in the same r
 """
 
 import argparse
-import importlib.metadata
 import importlib.util
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from recording import save
 from torch import Tensor, nn
 
 import gradsurgery as gs
@@ -117,17 +115,7 @@ def main() -> None:
         print(f"{layers} x {width}, batch {batch}, K = {losses}")
         for name, row in figures.items():
             print(f"  {name:32s} {row['milliseconds']:9.2f} ms   {row['relative_to_plain_sum']:5.2f} x plain sum")
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "gradsurgery": gs.__version__}
-    if importlib.util.find_spec("torchjd"):
-        versions["torchjd"] = importlib.metadata.version("torchjd")
-    record = {
-        "device": f"cpu, {platform.machine()}, 1 thread",
-        "versions": versions,
-        "rounds": options.rounds,
-        "cases": results,
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(record, indent=1) + "\n")
+    save(options.out, rounds=options.rounds, cases=results)
 
 
 if __name__ == "__main__":

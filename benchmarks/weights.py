@@ -8,10 +8,7 @@ both. Run with ``make bench``; with ``torchjd`` and ``cvxpy`` installed it takes
 """
 
 import argparse
-import importlib.metadata
 import importlib.util
-import json
-import platform
 import statistics
 import time
 import warnings
@@ -22,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from recording import save
 from torch import Tensor
 
 import gradsurgery as gs
@@ -198,18 +196,7 @@ def main() -> None:
             f"{k}: {c['weights_us']:.0f} ({c.get('torchjd_over_weights', '-')})" for k, c in cases.items()
         )
         print(f"{name:20s} {line}  64 in one: {factor}", flush=True)
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "gradsurgery": gs.__version__}
-    versions["numpy"] = np.__version__
-    if importlib.util.find_spec("torchjd"):
-        versions["torchjd"] = importlib.metadata.version("torchjd")
-    record = {
-        "device": f"cpu, {platform.machine()}, 1 thread",
-        "versions": versions,
-        "turns": options.turns,
-        "methods": results,
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(record, indent=1) + "\n")
+    save(options.out, turns=options.turns, methods=results)
 
 
 if __name__ == "__main__":
