@@ -923,3 +923,9 @@ def test_rows_are_checked() -> None:
     for rows in ([0], [0, 0], [-1, 0]):
         with pytest.raises(ValueError, match="`rows` must be 2 different indices >= 0"):
             IMTLL()(vector(1.0, 2.0), rows=rows)
+
+
+def test_a_refusal_names_the_value_of_a_loss_with_a_graph() -> None:
+    losses = torch.tensor([1.0, -2.0], requires_grad=True)
+    with pytest.raises(ValueError, match=r"^GeometricMean: `losses` must be .*, got -2\.0 for loss 1\.$"):
+        GeometricMean()(losses * 1.0)

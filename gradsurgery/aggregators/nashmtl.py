@@ -35,9 +35,12 @@ class NashMTL(GramianAggregator):
     only its length does.
 
     Args:
-        normalize: Whether the condition is for G divided by its Frobenius norm.
+        normalize: Whether the condition is for G divided by its Frobenius norm, as in the published code: d then
+            grows with the gradients. ``False`` is the paper's form, in which d is as long as the root of the number
+            of losses, whatever the scale.
         max_norm: Longest d, > 0; a longer one is shortened. ``None``: d is what it is. The published code clips the
-            gradient of the shared parameters to 1 in every step; that is an absolute length, like any clipping.
+            gradient of the shared parameters to 1 in every step; that is an absolute length, like any clipping. It
+            matters where gradients become huge: without it, steep walls fill the moments of an optimizer like Adam.
         update_every: Solve at every n-th call, >= 1, and keep the weights in between: they are the state then. The
             exact solution needs no start, so that with 1 there is nothing to remember.
 

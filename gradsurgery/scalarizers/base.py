@@ -96,7 +96,7 @@ class Scalarizer(Stateful, ABC):
         if bool(wrong.any()) and bool(losses.isfinite().all()):
             index = int(wrong.nonzero()[0])
             raise ValueError(
-                f"{type(self).__name__}: `losses` must be {rule}, got {float(losses[index])} for loss "
+                f"{type(self).__name__}: `losses` must be {rule}, got {float(losses[index].detach())} for loss "
                 f"{self.current_rows(len(losses))[index]}."
             )
 
