@@ -43,15 +43,15 @@ class Constant(GramianAggregator):
         super().__init__()
         self.constants = numbers_of(weights, "Constant: `weights` must be finite numbers, one a loss")
         self._on_device = torch.tensor(self.constants, dtype=torch.float64)
+        self._usual = torch.Size([len(self.constants)] * 2)  # one Gramian of all losses: the case worth being fast in
 
     def weights(self, gramian: Tensor, losses: Tensor | None = None) -> Tensor:
         weights = self._on_device
+        if gramian.shape == self._usual and self._rows is None and gramian.device == weights.device:
+            return weights.clone()
         if weights.device != gramian.device:
             weights = self._on_device = torch.tensor(self.constants, dtype=torch.float64, device=gramian.device)
-        count = gramian.shape[-1]
-        if self._rows is not None or count != len(self.constants):
-            weights = weights[self._known_rows(count)]
-        return weights.clone() if gramian.ndim == 2 else weights.expand(gramian.shape[:-1]).clone()
+        return weights[self._known_rows(gramian.shape[-1])].expand(gramian.shape[:-1]).clone()
 
     def _known_rows(self, count: int) -> list[int]:
         rows = self.current_rows(count)
