@@ -120,8 +120,9 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
                 gradients and one is sparse.
         """
         check_extra_loss(extra_loss)
-        scale = None if grad_scaler is None else grad_scaler.scale
-        return self._run.perform(self._request(losses, extra_loss=extra_loss, scale=scale, retain_graph=retain_graph))
+        return self._run.perform(
+            self._request(losses, extra_loss=extra_loss, scale=_scale_of(grad_scaler), retain_graph=retain_graph)
+        )
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Steps the wrapped optimizer.
@@ -222,8 +223,7 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
             ValueError: As :meth:`backward`.
             RuntimeError: As :meth:`backward`.
         """
-        scale = None if grad_scaler is None else grad_scaler.scale
-        return list(self._run.jacobian(self._request(losses, scale=scale))[1].values())
+        return list(self._run.jacobian(self._request(losses, scale=_scale_of(grad_scaler)))[1].values())
 
     def observe(self, first: Losses, second: Losses, *, grad_scaler: "torch.amp.GradScaler | None" = None) -> None:
         """Shows the method the gradients of two batches, for those that need them before :meth:`backward`.
@@ -240,7 +240,7 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
             ValueError: The two hold different losses; else as :meth:`backward`.
             RuntimeError: As :meth:`backward`.
         """
-        scale = None if grad_scaler is None else grad_scaler.scale
+        scale = _scale_of(grad_scaler)
         self._run.observe(self._request(first, scale=scale), self._request(second, scale=scale))
 
     def update(self, losses: LossValues) -> None:
@@ -310,6 +310,10 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
     def _request(self, losses: Losses, **options: Any) -> Request:
         groups = self.param_groups
         return self._run.request(losses, parameters_in(groups), names_in(groups), **options)
+
+
+def _scale_of(grad_scaler: "torch.amp.GradScaler | None") -> Callable[[Tensor], Tensor] | None:
+    return None if grad_scaler is None else grad_scaler.scale
 
 
 def _check(optimizer: object, aggregator: object, engine: object, scope: object) -> None:

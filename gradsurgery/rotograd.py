@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from .aggregators import Aggregator
 from .aggregators.normalizedsgd import NormalizedSGD
-from .aggregators.tracking import inverse, row_norms, widened
+from .aggregators.tracking import inverse, row_norms
 from .block import ImpartialityBlock
+from .kernels import widened
 from .learning import PerLossAdam
 
 

@@ -15,7 +15,7 @@ from .ownership import Claim
 from .scalarizers import Scalarizer
 from .scope import Scope
 from .sharing import Sharing, parameters_of
-from .surgery import Plan, Surgery, in_order, operate
+from .surgery import Plan, Surgery, in_order, operate, unscaled
 from .weighing import weigh
 
 Method = Aggregator | Scalarizer
@@ -109,8 +109,8 @@ class Run:
         found = self.settings.engine.differentiate(replace(request, workspace={}))
         rows = {part.parameters[0]: part.dense() for part in in_order(found.blocks, request.wrapped)}
         factor = _factor(request, found)
-        if bool(factor != 1):  # float16 would lose in this division what the scale is for
-            rows = {key: own.to(torch.promote_types(own.dtype, torch.float32)) / factor for key, own in rows.items()}
+        if bool(factor != 1):
+            rows = {key: unscaled(own, factor) for key, own in rows.items()}
         return found, rows
 
     def observe(self, first: Request, second: Request) -> None:

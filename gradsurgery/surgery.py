@@ -159,6 +159,11 @@ def _check_memory(method: Aggregator, parts: list[Block], plan: Plan) -> None:
             )
 
 
+def unscaled(rows: Tensor, factor: Tensor) -> Tensor:
+    """Rows without the scale of mixed precision; float16 would lose in this division what the scale is for."""
+    return kernels.widened(rows) / factor
+
+
 def _directions(
     rows: list[Tensor], groups: list[int], losses: Tensor, method: Aggregator, plan: Plan, columns: list[int]
 ) -> list[Tensor]:
@@ -168,8 +173,8 @@ def _directions(
     for group in range(max(groups) + 1):
         members = [position for position, owner in enumerate(groups) if owner == group]
         blocks = [rows[position] for position in members]
-        if scaled:  # float16 would lose in this division what the scale is for
-            blocks = [block.to(torch.promote_types(block.dtype, torch.float32)) / plan.factor for block in blocks]
+        if scaled:
+            blocks = [unscaled(block, plan.factor) for block in blocks]
         own = [columns[position] for position in members]
         directions = method(blocks, losses, rows=plan.objectives, columns=own)
         for position, direction in zip(members, directions, strict=True):

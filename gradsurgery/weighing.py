@@ -28,9 +28,7 @@ def weigh(
     Returns:
         The names of all losses seen so far, and what was done.
     """
-    with torch.enable_grad():
-        losses = request.losses() if callable(request.losses) else request.losses
-    present = named_losses(losses)
+    present = named_losses(request.evaluated())
     values = values_of(present.scalars)
     known, objectives = numbered(present.names, present.all_names)
     with scalarizer.transaction() as roll_back:

@@ -133,7 +133,7 @@ class Aggregator(Stateful, ABC):
         """:meth:`direction`, NaN and without trace in the state where a block is not finite."""
         given = [*blocks, losses] if losses is not None and self.uses_losses else blocks
         if all(tensor.is_cpu for tensor in given) and not all(kernels.is_finite(tensor) for tensor in given):
-            return [torch.full_like(block[0], torch.nan) for block in blocks]
+            return undefined(blocks)
         with self.transaction() as roll_back:
             directions = self.direction(blocks, losses, at)
             if self.keeps_buffers and not all(kernels.is_finite(direction) for direction in directions):
@@ -266,6 +266,11 @@ class GramianAggregator(Aggregator):
         wide = jacobians.double()
         weights = self.solve(wide @ wide.mT, losses, rows=rows)
         return (weights.unsqueeze(-2) @ wide).squeeze(-2).to(jacobians.dtype)
+
+
+def undefined(blocks: Sequence[Tensor]) -> list[Tensor]:
+    """The direction where gradients are not finite, or overflow before a solver: then the state is rolled back."""
+    return [torch.full_like(block[0], torch.nan) for block in blocks]
 
 
 def as_gramian(gramian: Tensor, name: str) -> Tensor:

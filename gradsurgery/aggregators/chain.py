@@ -7,7 +7,6 @@ from torch import Tensor
 
 from .. import kernels
 from .base import Aggregator, GramianAggregator
-from .tracking import widened
 
 
 class Chain(GramianAggregator):
@@ -83,7 +82,7 @@ class Chain(GramianAggregator):
             return super().direction(blocks, losses, at)
         weights = self._reweigh(list(self.methods)[:-1], kernels.gramian(blocks)[0], losses)
         scaled = [  # not in half precision, where products overflow
-            rows * weights.to(rows).view(-1, *[1] * (rows.ndim - 1)) for rows in map(widened, blocks)
+            rows * weights.to(rows).view(-1, *[1] * (rows.ndim - 1)) for rows in map(kernels.widened, blocks)
         ]
         directions: list[Tensor] = self.methods[-1](scaled, losses, at=at)
         return [direction.to(block.dtype) for direction, block in zip(directions, blocks, strict=True)]

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from .. import kernels
+from .base import undefined
 from .conflict_free import conflict_free_weights
 from .host import on_host
-from .tracking import Tracking, undefined, widened
+from .tracking import Tracking
 
 
 class MConFIG(Tracking):
@@ -79,7 +80,7 @@ class MConFIG(Tracking):
         self.follow(blocks, torch.ones_like(calls), (1 - self.beta) / (1 - self.beta**calls))
         averages, _ = self._averages(blocks, every)
         gramian = kernels.gramian(averages)[0]
-        if not bool(gramian.isfinite().all()):
+        if not kernels.is_finite(gramian):
             return undefined(blocks)
         weights = on_host(conflict_free_weights, gramian)
         with self.objectives(None, every):
@@ -100,7 +101,7 @@ class MConFIG(Tracking):
         first = blocks[0]
         with self.objectives(None, every, self._blocks):
             rows = [
-                self.recall("tracked", widened(block[:1]).expand(every, *block.shape[1:]), position)
+                self.recall("tracked", kernels.widened(block[:1]).expand(every, *block.shape[1:]), position)
                 for position, block in enumerate(blocks)
             ]
             return rows, self.recall("kept", first.new_empty(every, dtype=torch.float64))

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from ..kernels.reference import as_matrix
-from .base import Aggregator
-from .tracking import undefined, widened
+from ..kernels import as_matrix, widened
+from .base import Aggregator, undefined
 
 _COLUMNS = 1 << 15  # looked at in one go: large copies cost more than the arithmetic on them
 

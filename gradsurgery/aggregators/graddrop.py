@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..kernels import widened
 from ..state import Randomized
 from .base import Aggregator
 
@@ -85,7 +86,7 @@ class GradDrop(Randomized, Aggregator):
 
 def _keep_one_sign(block: Tensor, leak: Tensor, source: torch.Generator, at: Tensor | None) -> Tensor:
     dtype = block.dtype
-    block = block.to(torch.promote_types(dtype, torch.float32))
+    block = widened(block)
     signed = block if at is None else (block * at.sign()).sum(dim=1, keepdim=True)
     total = signed.abs().sum(dim=0)
     purity = 0.5 * (1.0 + signed.sum(dim=0) / torch.where(total == 0, torch.ones_like(total), total))

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .. import kernels
 from ..solvers import project_on_simplex, start_on_simplex
-from .tracking import Tracking, inverse, row_norms, undefined
+from .base import undefined
+from .tracking import Tracking, inverse, row_norms
 
 Normalization = Literal["none", "loss"]
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..kernels.reference import as_matrix
+from ..kernels import as_matrix, widened
 from .base import Aggregator
 
 
@@ -44,11 +44,6 @@ class Tracking(Aggregator):
         return rows
 
 
-def widened(block: Tensor) -> Tensor:
-    """The block in float32 or better."""
-    return block.to(torch.promote_types(block.dtype, torch.float32))
-
-
 def row_norms(blocks: Sequence[Tensor]) -> Tensor:
     """The norms of the rows, ``(K,)``, float64, on the first block's device."""
     parts = [torch.linalg.vector_norm(as_matrix(block), dim=1, dtype=torch.float64) for block in blocks]
@@ -60,11 +55,6 @@ def inverse(numbers: Tensor) -> Tensor:
     """One over each number; 0 for 0, NaN for what has overflowed."""
     inverses = torch.where(numbers > 0, 1 / torch.where(numbers > 0, numbers, 1.0), 0.0)
     return torch.where(numbers.isfinite(), inverses, torch.nan)
-
-
-def undefined(blocks: Sequence[Tensor]) -> list[Tensor]:
-    """The direction where numbers overflow before a solver; the state is then rolled back."""
-    return [torch.full_like(block[0], torch.nan) for block in blocks]
 
 
 def _beside(factors: Tensor, rows: Tensor) -> Tensor:

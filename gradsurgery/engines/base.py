@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..losses import Losses
+from ..losses import Losses, LossValues
 from ..sharing import Sharing, describe
 from .graph import Reach, reach
 
@@ -98,6 +98,11 @@ class Request:
     retain_graph: bool = False
     names: dict[int, str] = field(default_factory=dict)
     workspace: dict[object, Tensor] = field(default_factory=dict)
+
+    def evaluated(self) -> LossValues:
+        """The losses, after the forward pass if they came as a callable."""
+        with torch.enable_grad():
+            return self.losses() if callable(self.losses) else self.losses
 
     def reach(self, scalars: Iterable[Tensor]) -> tuple[list[Tensor], Reach]:
         """The scalars and the extra loss as roots, and what they reach, all of it fit to be differentiated."""

@@ -1,7 +1,5 @@
 """One ``torch.autograd.grad`` a loss, on the graph that exists already: the engine that always works."""
 
-import torch
-
 from ..losses import named_losses, values_of
 from .base import Engine, PerLossGradients, PlainSum, Request, ordered
 from .rows import Rows
@@ -22,9 +20,7 @@ class Loop(Engine):
     """
 
     def differentiate(self, request: Request) -> PerLossGradients:
-        with torch.enable_grad():
-            losses = request.losses() if callable(request.losses) else request.losses
-        names, scalars, all_names = named_losses(losses)
+        names, scalars, all_names = named_losses(request.evaluated())
         roots, graph = request.reach(scalars)
         leaves = ordered(graph, request.wrapped, len(scalars))
         shared = request.sharing.select(request.wrapped, leaves)

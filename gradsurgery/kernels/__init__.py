@@ -2,6 +2,16 @@
 
 from .finite import is_finite
 from .host import encounters, sum_of_projections
-from .reference import combine, cross_gramian, gramian, project
+from .reference import as_matrix, combine, cross_gramian, gramian, project, widened
 
-__all__ = ["combine", "cross_gramian", "encounters", "gramian", "is_finite", "project", "sum_of_projections"]
+__all__ = [
+    "as_matrix",
+    "combine",
+    "cross_gramian",
+    "encounters",
+    "gramian",
+    "is_finite",
+    "project",
+    "sum_of_projections",
+    "widened",
+]

@@ -134,6 +134,11 @@ def combine(blocks: Sequence[Tensor], weights: Tensor, groups: Sequence[int] | N
     return directions
 
 
+def widened(block: Tensor) -> Tensor:
+    """The block in float32 or better."""
+    return block.to(torch.promote_types(block.dtype, torch.float32))
+
+
 def as_matrix(block: Tensor) -> Tensor:
     """A block as ``(K, P)``; that of a scalar parameter is ``(K,)``."""
     return block.unsqueeze(1) if block.ndim == 1 else block.flatten(1)
