@@ -76,6 +76,8 @@ class Run:
             retain_graph=retain_graph,
             names=names,
             workspace=self.workspace,
+            rows=isinstance(self.settings.method, Aggregator) and self.settings.method.needs_jacobian,
+            several_groups=self.settings.scope != "all",
         )
 
     def perform(self, request: Request, first: Surgery | None = None) -> Surgery:
@@ -106,8 +108,9 @@ class Run:
 
     def jacobian(self, request: Request) -> tuple[PerLossGradients, dict[Tensor, Tensor]]:
         """Unscaled per-loss gradients of the shared parameters, in the optimizer's order, in memory of their own."""
-        found = self.settings.engine.differentiate(replace(request, workspace={}))
-        rows = {part.parameters[0]: part.dense() for part in in_order(found.blocks, request.wrapped)}
+        found = self.settings.engine.differentiate(replace(request, workspace={}, rows=True))
+        blocks = {part.parameters[0]: part for part in found.jacobian().parts()}
+        rows = {parameter: blocks[parameter].dense() for parameter in in_order(list(blocks), request.wrapped)}
         factor = _factor(request, found)
         if bool(factor != 1):
             rows = {key: unscaled(own, factor) for key, own in rows.items()}
@@ -152,7 +155,7 @@ class Run:
 
     def _warn_if_nothing_shared(self, found: PerLossGradients) -> None:
         declared = self.sharing.explicit
-        if found.blocks or declared is None or self.warned:
+        if found.shared.parameters or declared is None or self.warned:
             return
         if not any(parameter.requires_grad for parameter in parameters_of(declared)):
             return  # frozen on purpose

@@ -4,38 +4,37 @@ from typing import Literal
 
 from torch import Tensor
 
-from .engines import Block
 from .sharing import Sharing, describe
 
 Scope = Literal["all", "module", "tensor"]
 
 
 def grouped(
-    blocks: list[Block], scope: Scope, sharing: Sharing, wrapped: list[Tensor], names: dict[int, str]
+    parameters: list[Tensor], scope: Scope, sharing: Sharing, wrapped: list[Tensor], names: dict[int, str]
 ) -> tuple[list[int], tuple[str, ...]]:
-    """Sorts the parameters of blocks into the surgeries they take part in.
+    """Sorts parameters into the surgeries they take part in.
 
     Args:
-        blocks: One parameter each.
+        parameters: The shared ones.
         scope: What one surgery comprises.
         sharing: Knows the shared modules.
         wrapped: The parameters of the wrapped optimizer.
         names: Names of parameters by id, where the optimizer has them.
 
     Returns:
-        For each block the number of its surgery, and what each surgery is; no labels for ``"all"``.
+        For each parameter the number of its surgery, and what each surgery is; no labels for ``"all"``.
 
     Raises:
         ValueError: The scope is ``"module"`` and it is not known which module a parameter belongs to.
     """
     if scope == "all":
-        return [0] * len(blocks), ()
+        return [0] * len(parameters), ()
     positions = {id(parameter): position for position, parameter in enumerate(wrapped)}
     known = {**{key: tuple(name.rpartition(".")[::2]) for key, name in names.items()}, **_owners(sharing, wrapped)}
     labels: dict[str, int] = {}
     groups = []
-    for block in blocks:
-        key = id(block.parameters[0])
+    for parameter in parameters:
+        key = id(parameter)
         owner = known.get(key)
         if scope == "tensor":
             unnamed = (
@@ -45,7 +44,7 @@ def grouped(
         elif owner is None:
             raise ValueError(
                 f"MultiObjectiveOptimizer: `scope` must be 'all' or 'tensor' unless the shared modules are known, "
-                f"got 'module' and {describe(block.parameters[0])} of no known module. Use tag_shared(module), "
+                f"got 'module' and {describe(parameter)} of no known module. Use tag_shared(module), "
                 f"shared=module, or hand named parameters to the optimizer."
             )
         else:

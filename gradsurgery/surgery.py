@@ -27,6 +27,7 @@ class Surgery:
         gramian: Inner products of the unscaled gradients of the shared parameters, shaped ``(K, K)`` or
             ``(B, K, K)``. None for a method that does not use it, and when nothing was shared.
         groups: With a ``scope`` other than ``"all"``, what each of the B groups is.
+        engine: Which engine ran, how, and why.
     """
 
     names: tuple[str, ...]
@@ -34,6 +35,7 @@ class Surgery:
     weights: Tensor | None
     gramian: Tensor | None
     groups: tuple[str, ...] = ()
+    engine: str = ""
 
 
 class Plan(NamedTuple):
@@ -63,35 +65,30 @@ class Plan(NamedTuple):
 def operate(found: PerLossGradients, method: Aggregator, plan: Plan) -> Surgery:
     """Aggregates per-loss gradients and writes all gradients to ``.grad``; if it raises, nothing has happened."""
     weights = None if plan.first is None else weights_of_first(plan.first, found.names)
-    if not found.blocks:
+    parameters = in_order(found.shared.parameters, plan.wrapped)
+    if not parameters:
         add_gradients(found.plain)
-        return Surgery(found.names, found.values, torch.ones_like(found.values), None)
-    parts = in_order(found.blocks, plan.wrapped)
-    groups, labels = grouped(parts, plan.scope, plan.sharing, plan.wrapped, plan.names)
+        return Surgery(found.names, found.values, torch.ones_like(found.values), None, engine=found.engine)
+    indices, labels = grouped(parameters, plan.scope, plan.sharing, plan.wrapped, plan.names)
     _check_state(method, labels, plan.last_groups)
-    _check_memory(method, parts, plan)
-    rows = [part.rows for part in parts]
+    groups = dict(zip(parameters, indices, strict=True)) if labels else None
     sound = not method.stateful or all_finite(gradient for _, gradient in found.plain)
     gramian = None
     with method.transaction() as roll_back:
         if isinstance(method, GramianAggregator) and not method.needs_jacobian:
-            if labels:
-                gramian = kernels.gramian(rows, groups) / plan.factor.square()
-            else:  # fewer and larger products
-                gramian = kernels.gramian([block.rows for block in found.blocks])[0] / plan.factor.square()
+            gramian = found.shared.gramian(groups) / plan.factor.square()
+            if not labels:
+                gramian = gramian[0]
             if weights is None:
                 weights = method.solve(gramian, found.values, rows=plan.objectives)
-            directions = kernels.combine(rows, weights if labels else weights.unsqueeze(0), groups)
+            gradients = found.shared.combine(weights if labels else weights.unsqueeze(0), groups)
         else:
             weights = None
-            directions = _directions(rows, groups, found.values, method, plan, _columns(parts, plan.wrapped))
-        gradients = [
-            (part.parameters[0], part.gradient(direction)) for part, direction in zip(parts, directions, strict=True)
-        ]
+            gradients = _directions(found, parameters, indices, method, plan)
         add_gradients(gradients + found.plain)
         if not sound:
             roll_back()
-    return Surgery(found.names, found.values, weights, gramian, labels)
+    return Surgery(found.names, found.values, weights, gramian, labels, found.engine)
 
 
 def weights_of_first(first: Surgery, names: tuple[str, ...]) -> Tensor | None:
@@ -104,18 +101,17 @@ def weights_of_first(first: Surgery, names: tuple[str, ...]) -> Tensor | None:
     return first.weights
 
 
-def in_order(blocks: list[Block], wrapped: list[Tensor]) -> list[Block]:
-    """One block a parameter, in the optimizer's order whatever the engine's: random methods draw in this order."""
-    parts = [part for block in blocks for part in block.split()]
-    columns = dict(zip(map(id, parts), _columns(parts, wrapped), strict=True))
-    return sorted(parts, key=lambda part: columns[id(part)])
+def in_order(parameters: list[Tensor], wrapped: list[Tensor]) -> list[Tensor]:
+    """Parameters in the optimizer's order whatever the engine's: random methods draw in this order."""
+    columns = _columns(parameters, wrapped)
+    return sorted(parameters, key=columns.__getitem__)
 
 
-def _columns(parts: list[Block], wrapped: list[Tensor]) -> list[int]:
-    """The position of each block's parameter in the optimizer; those that it does not hold follow."""
-    positions = {id(parameter): position for position, parameter in enumerate(wrapped)}
+def _columns(parameters: list[Tensor], wrapped: list[Tensor]) -> dict[Tensor, int]:
+    """The position of each parameter in the optimizer; those that it does not hold follow."""
+    positions = {parameter: position for position, parameter in enumerate(wrapped)}
     others = count(len(positions))
-    return [positions[key] if (key := id(part.parameters[0])) in positions else next(others) for part in parts]
+    return {key: positions[key] if key in positions else next(others) for key in parameters}
 
 
 def _check_state(method: Aggregator, labels: tuple[str, ...], last: tuple[str, ...]) -> None:
@@ -165,19 +161,21 @@ def unscaled(rows: Tensor, factor: Tensor) -> Tensor:
 
 
 def _directions(
-    rows: list[Tensor], groups: list[int], losses: Tensor, method: Aggregator, plan: Plan, columns: list[int]
-) -> list[Tensor]:
+    found: PerLossGradients, parameters: list[Tensor], groups: list[int], method: Aggregator, plan: Plan
+) -> list[tuple[Tensor, Tensor]]:
     """Hands the Jacobian itself to the method, group by group."""
+    blocks = {part.parameters[0]: part for part in found.jacobian().parts()}
+    _check_memory(method, list(blocks.values()), plan)
+    columns = _columns(parameters, plan.wrapped)
     scaled = bool(plan.factor != 1)
-    result: list[Tensor] = [rows[0]] * len(rows)
+    result = []
     for group in range(max(groups) + 1):
-        members = [position for position, owner in enumerate(groups) if owner == group]
-        blocks = [rows[position] for position in members]
-        if scaled:
-            blocks = [unscaled(block, plan.factor) for block in blocks]
-        own = [columns[position] for position in members]
-        directions = method(blocks, losses, rows=plan.objectives, columns=own)
-        for position, direction in zip(members, directions, strict=True):
-            full = direction * plan.factor if scaled else direction
-            result[position] = full.to(rows[position].dtype)
+        members = [parameter for parameter, owner in zip(parameters, groups, strict=True) if owner == group]
+        rows = [blocks[parameter].rows for parameter in members]
+        given = [unscaled(block, plan.factor) for block in rows] if scaled else rows
+        own = [columns[parameter] for parameter in members]
+        directions = method(given, found.values, rows=plan.objectives, columns=own)
+        for parameter, block, direction in zip(members, rows, directions, strict=True):
+            full = (direction * plan.factor if scaled else direction).to(block.dtype)
+            result.append((parameter, blocks[parameter].gradient(full)))
     return result

@@ -49,4 +49,4 @@ def weigh(
         add_gradients(gradients)
         if scalarizer.stateful and not all_finite(gradient for _, gradient in gradients):
             roll_back()
-    return known, Surgery(present.names, values, weights, None)
+    return known, Surgery(present.names, values, weights, None, engine="one backward pass of the weighed sum")

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from .engines.base import added
+from .engines.per_loss import added
 from .kernels import is_finite
 
 

@@ -1,18 +1,23 @@
 """How per-loss gradients are obtained. Numbers do not depend on the engine: what one cannot do, it refuses."""
 
-from .base import Block, Engine, PerLossGradients, PlainSum, Request
+from .base import Engine, Request
 from .choice import choose_engine
 from .func import Func, functional_jacobian
+from .ghost import Ghost
 from .loop import Loop
+from .per_loss import Block, Jacobian, PerLossGradients, PlainSum, SharedGradients
 
 __all__ = [
     "Block",
     "Engine",
     "Func",
+    "Ghost",
+    "Jacobian",
     "Loop",
     "PerLossGradients",
     "PlainSum",
     "Request",
+    "SharedGradients",
     "choose_engine",
     "functional_jacobian",
 ]

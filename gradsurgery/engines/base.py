@@ -1,4 +1,4 @@
-"""What every engine delivers: per-loss gradients of the shared parameters, plain sums for the rest."""
+"""What the optimizer asks of an engine, and what every engine starts from."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -7,72 +7,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..losses import Losses, LossValues
+from ..losses import Losses, LossValues, named_losses
 from ..sharing import Sharing, describe
 from .graph import Reach, reach
-
-
-@dataclass
-class Block:
-    """Per-loss gradients of some parameters, side by side in one matrix.
-
-    Args:
-        parameters: The parameters, in the order of their columns.
-        rows: ``(K, P)``.
-        indices: For a parameter with sparse gradients, the ``(n,)`` rows of it that any loss touches; the
-            columns then hold only those. None: the block is dense.
-    """
-
-    parameters: list[Tensor]
-    rows: Tensor
-    indices: Tensor | None = None
-
-    def split(self) -> list["Block"]:
-        """One block a parameter, its rows ``(K, *shape)`` unless it is sparse; the rows are views."""
-        if self.indices is not None:
-            return [self]
-        sizes = [parameter.numel() for parameter in self.parameters]
-        return [
-            Block([parameter], part.view(-1, *parameter.shape))
-            for parameter, part in zip(self.parameters, self.rows.split(sizes, dim=1), strict=True)
-        ]
-
-    def dense(self) -> Tensor:
-        """The rows of a block of one parameter as ``(K, *shape)``, zeros included."""
-        (parameter,) = self.parameters
-        if self.indices is None:
-            return self.rows
-        full = self.rows.new_zeros(len(self.rows), *parameter.shape)
-        return full.index_copy_(1, self.indices, self.rows.view(len(self.rows), -1, *parameter.shape[1:]))
-
-    def gradient(self, direction: Tensor) -> Tensor:
-        """Turns the direction of a block of one parameter into the parameter's gradient."""
-        (parameter,) = self.parameters
-        if self.indices is None:
-            return direction
-        values = direction.view(-1, *parameter.shape[1:])
-        return torch.sparse_coo_tensor(
-            self.indices.unsqueeze(0), values, parameter.shape, is_coalesced=True, check_invariants=False
-        )
-
-
-@dataclass
-class PerLossGradients:
-    """The result of one differentiation.
-
-    Args:
-        names: The losses that are present.
-        all_names: Those, and the ones that are absent in this step.
-        values: Their values ``(K,)``, float64.
-        blocks: Per-loss gradients of the shared parameters.
-        plain: Gradients that take no part in the surgery, each with memory of its own.
-    """
-
-    names: tuple[str, ...]
-    all_names: tuple[str, ...]
-    values: Tensor
-    blocks: list[Block]
-    plain: list[tuple[Tensor, Tensor]]
+from .per_loss import PerLossGradients
 
 
 @dataclass
@@ -88,6 +26,8 @@ class Request:
         retain_graph: Whether the graph must survive.
         names: Names of parameters, by id, for errors.
         workspace: Buffers that may be used again in the next step.
+        rows: Whether the gradients themselves are needed, not only their inner products and combinations.
+        several_groups: Whether there is more than one surgery.
     """
 
     losses: Losses
@@ -98,6 +38,8 @@ class Request:
     retain_graph: bool = False
     names: dict[int, str] = field(default_factory=dict)
     workspace: dict[object, Tensor] = field(default_factory=dict)
+    rows: bool = False
+    several_groups: bool = False
 
     def evaluated(self) -> LossValues:
         """The losses, after the forward pass if they came as a callable."""
@@ -115,10 +57,47 @@ class Request:
         self, roots: Sequence[Tensor], graph: Reach, position: int, leaves: Sequence[Tensor]
     ) -> tuple[Tensor | None, ...]:
         """The scaled gradients of one root; frees its graph unless somebody needs it again."""
-        with torch.enable_grad():  # scalarize() gets here from within a backward pass
-            scaled = self.scale(roots[position])
         keep = self.retain_graph or graph.needed_again(position)
-        return torch.autograd.grad(scaled, leaves, retain_graph=keep, allow_unused=True)
+        return torch.autograd.grad(self.scaled(roots[position]), leaves, retain_graph=keep, allow_unused=True)
+
+    def scaled(self, root: Tensor) -> Tensor:
+        """A root times the scale of mixed precision, ready to be differentiated."""
+        with torch.enable_grad():  # scalarize() gets here from within a backward pass
+            return self.scale(root)
+
+
+@dataclass
+class Problem:
+    """Losses whose graph has been read: what is to be differentiated by what.
+
+    Args:
+        request: What the optimizer asked for.
+        names: The losses that are present.
+        all_names: Those, and the ones that are absent in this step.
+        scalars: The losses.
+        roots: The losses, then the extra loss if there is one.
+        graph: What each root reaches.
+        leaves: For each leaf that a loss reaches the losses that do, one bit a loss.
+        shared: Those leaves that take part in the surgery.
+    """
+
+    request: Request
+    names: tuple[str, ...]
+    all_names: tuple[str, ...]
+    scalars: tuple[Tensor, ...]
+    roots: list[Tensor]
+    graph: Reach
+    leaves: dict[Tensor, int]
+    shared: list[Tensor]
+
+
+def pose(request: Request) -> Problem:
+    """Evaluates the losses and reads their graph."""
+    names, scalars, all_names = named_losses(request.evaluated())
+    roots, graph = request.reach(scalars)
+    leaves = ordered(graph, request.wrapped, len(scalars))
+    shared = request.sharing.select(request.wrapped, leaves)
+    return Problem(request, names, all_names, scalars, roots, graph, leaves, shared)
 
 
 class Engine(ABC):
@@ -127,33 +106,12 @@ class Engine(ABC):
     needs_callable: bool = False
     """Whether the losses must be handed over as a callable."""
 
+    has_rows: bool = True
+    """Whether it can deliver the gradients themselves."""
+
     @abstractmethod
     def differentiate(self, request: Request) -> PerLossGradients:
         """Differentiates each loss once; leaves every ``.grad`` as it is."""
-
-
-class PlainSum:
-    """Adds gradients parameter by parameter, outside the surgery."""
-
-    def __init__(self) -> None:
-        self._sums: dict[Tensor, Tensor] = {}
-
-    def add(self, parameters: Iterable[Tensor], gradients: Iterable[Tensor | None]) -> None:
-        """Adds gradients as ``torch.autograd.grad`` returns them; their memory stays their own."""
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            if gradient is None:
-                continue
-            total = self._sums.get(parameter)
-            # autograd.grad may hand out the same memory for several inputs
-            self._sums[parameter] = gradient.clone() if total is None else added(total, gradient)
-
-    def items(self) -> list[tuple[Tensor, Tensor]]:
-        return list(self._sums.items())
-
-
-def added(total: Tensor, gradient: Tensor) -> Tensor:
-    """Adds a gradient to a total, in place where the total is dense, whichever of them is sparse."""
-    return gradient + total if total.is_sparse else total.add_(gradient)
 
 
 def check_leaves(leaves: Iterable[Tensor], names: dict[int, str]) -> None:

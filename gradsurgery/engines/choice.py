@@ -2,9 +2,10 @@
 
 from .base import Engine
 from .func import Func
+from .ghost import Ghost
 from .loop import Loop
 
-_BY_NAME: dict[str, type[Engine]] = {"loop": Loop, "func": Func}
+_BY_NAME: dict[str, type[Engine]] = {"loop": Loop, "func": Func, "ghost": Ghost}
 
 
 def choose_engine(engine: str | Engine) -> Engine:

@@ -14,9 +14,10 @@ from torch.utils import _pytree as pytree
 
 from ..losses import named_losses
 from ..sharing import describe
-from .base import Block, Engine, PerLossGradients, PlainSum, Request, check_leaves
+from .base import Engine, Request, check_leaves
 from .graph import reach
 from .masks import EagerMasks
+from .per_loss import Block, Jacobian, PerLossGradients, PlainSum
 
 Parameters = TypeVar("Parameters")
 
@@ -132,7 +133,14 @@ class Func(Engine):
             for position, (parameter, rows) in enumerate(zip(parameters, jacobian, strict=True))
             if position in forward.reached
         ]
-        return PerLossGradients(forward.names, forward.all_names, losses.detach().double(), blocks, plain)
+        return PerLossGradients(
+            forward.names,
+            forward.all_names,
+            losses.detach().double(),
+            Jacobian(blocks),
+            plain,
+            "func: one backward pass batched over the losses",
+        )
 
 
 class _Forward:

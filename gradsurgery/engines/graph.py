@@ -1,13 +1,17 @@
 """Reads the autograd graph: which losses reach which leaves, and which losses share any of it."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 # Autograd records reentrant checkpointing as this node; the parameters inside are invisible to autograd.grad.
 _REENTRANT_CHECKPOINT = "CheckpointFunctionBackward"
+
+
+Node: TypeAlias = Any
+"""A node of the autograd graph; torch's own class does not say what it has."""
 
 
 class Reach(NamedTuple):
@@ -17,6 +21,12 @@ class Reach(NamedTuple):
     """For each leaf that requires a gradient, the roots that reach it."""
     overlaps: frozenset[int]
     """The sets of roots that reach an inner node of the graph together."""
+    nodes: dict[Node, int]
+    """For each node, the roots that reach it; a node comes before all nodes below it."""
+    children: dict[Node, list[Node]]
+    """For each node the nodes that it hands gradients to, repeats included."""
+    parents: dict[Node, int]
+    """How many edges lead to each node."""
 
     def needed_again(self, root: int) -> bool:
         """Whether a later root passes through a part of the graph that this root passes through."""
@@ -37,6 +47,7 @@ def reach(roots: Sequence[Tensor]) -> Reach:
     """
     starts = [get_gradient_edge(root).node if root.requires_grad else None for root in roots]
     children, waiting = _nodes_below([node for node in starts if node is not None])
+    parents, order = dict(waiting), []
     reached = dict.fromkeys(waiting, 0)
     for position, node in enumerate(starts):
         if node is not None:
@@ -46,6 +57,7 @@ def reach(roots: Sequence[Tensor]) -> Reach:
     overlaps = set()
     while ready:
         node = ready.pop()
+        order.append(node)
         bits = reached[node]
         if children[node]:
             overlaps.add(bits)
@@ -66,12 +78,13 @@ def reach(roots: Sequence[Tensor]) -> Reach:
             waiting[child] -= 1
             if waiting[child] == 0:
                 ready.append(child)
-    return Reach(leaves, frozenset(overlaps))
+    nodes = {node: reached[node] for node in order}
+    return Reach(leaves, frozenset(overlaps), nodes, children, parents)
 
 
-def _nodes_below(starts: list[Any]) -> tuple[dict[Any, list[Any]], dict[Any, int]]:
+def _nodes_below(starts: list[Node]) -> tuple[dict[Node, list[Node]], dict[Node, int]]:
     """All nodes of the graph: the children of each, and how many parents each has."""
-    children: dict[Any, list[Any]] = {}
+    children: dict[Node, list[Node]] = {}
     parents = dict.fromkeys(starts, 0)
     stack = list(parents)
     while stack:

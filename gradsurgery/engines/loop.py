@@ -1,7 +1,8 @@
 """One ``torch.autograd.grad`` a loss, on the graph that exists already: the engine that always works."""
 
-from ..losses import named_losses, values_of
-from .base import Engine, PerLossGradients, PlainSum, Request, ordered
+from ..losses import values_of
+from .base import Engine, Problem, Request, pose
+from .per_loss import Jacobian, PerLossGradients, PlainSum
 from .rows import Rows
 
 
@@ -20,26 +21,34 @@ class Loop(Engine):
     """
 
     def differentiate(self, request: Request) -> PerLossGradients:
-        names, scalars, all_names = named_losses(request.evaluated())
-        roots, graph = request.reach(scalars)
-        leaves = ordered(graph, request.wrapped, len(scalars))
-        shared = request.sharing.select(request.wrapped, leaves)
-        rows = Rows(len(scalars), request.workspace)
+        return self.solve(pose(request))
+
+    def solve(self, problem: Problem, why: str = "") -> PerLossGradients:
+        """Differentiates losses whose graph has been read."""
+        request, graph, shared, count = problem.request, problem.graph, problem.shared, len(problem.scalars)
+        rows = Rows(count, request.workspace)
         plain = PlainSum()
         members = set(shared)
-        specific = [leaf for leaf in leaves if leaf not in members]
-        for position, root in enumerate(roots):
+        specific = [leaf for leaf in problem.leaves if leaf not in members]
+        for position, root in enumerate(problem.roots):
             if not root.requires_grad:
                 continue
             bit = 1 << position
-            if position < len(scalars):
-                own = [leaf for leaf in shared if leaves[leaf] & bit]
-                others = [leaf for leaf in specific if leaves[leaf] & bit]
+            if position < count:
+                own = [leaf for leaf in shared if problem.leaves[leaf] & bit]
+                others = [leaf for leaf in specific if problem.leaves[leaf] & bit]
             else:
                 own, others = [], [leaf for leaf, bits in graph.leaves.items() if bits & bit]
             if not own and not others:
                 continue
-            gradients = request.gradients(roots, graph, position, own + others)
+            gradients = request.gradients(problem.roots, graph, position, own + others)
             rows.store(position, own, gradients[: len(own)])
             plain.add(others, gradients[len(own) :])
-        return PerLossGradients(names, all_names, values_of(scalars), rows.blocks(), plain.items())
+        return PerLossGradients(
+            problem.names,
+            problem.all_names,
+            values_of(problem.scalars),
+            Jacobian(rows.blocks()),
+            plain.items(),
+            f"loop: one backward pass a loss{why}",
+        )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..sharing import describe
-from .base import Block
+from .per_loss import Block
 
 _Kind: TypeAlias = tuple[torch.device, torch.dtype]
 

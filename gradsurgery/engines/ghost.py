@@ -1,0 +1,117 @@
+"""The engine that forms inner products and weighted sums of per-loss gradients without most of these gradients."""
+
+from torch import Tensor
+
+from ..losses import values_of
+from .base import Engine, Problem, Request, pose
+from .loop import Loop
+from .matching import matched_uses
+from .measured import Dropped, Kept
+from .passes import Batchable, Passes
+from .per_loss import PerLossGradients, SharedGradients
+from .pieces import Alone, Arrival, Explicit, Held, Piece, piece_of
+from .uses import Use, norms
+
+_ALWAYS_KEPT = 1 << 24
+"""So many numbers are kept however small the model is."""
+
+
+class Ghost(Engine):
+    r"""Gramian and direction without the Jacobian, for the layers that hold most parameters.
+
+    Of a linear layer, a convolution or an embedding with input a, autograd is only asked for the gradients
+    :math:`\delta_k` with respect to its output, for all losses in one batched pass below the point where they part.
+    Inner products follow from the :math:`\delta_k` and a, the direction from :math:`(\sum_k w_k \delta_k)^\top a`.
+    Layers are found on the autograd graph, so a model may be written in any way; parameters that are used in any
+    other way get their per-loss gradients as usual. Where what is kept would exceed a quarter of the Jacobian, it is
+    obtained in several passes and dropped, and one more backward pass gives the direction.
+
+    Guarantees:
+        the numbers of ``Loop`` up to rounding, also where per-sample gradients cancel: sums are then float64.
+
+    Raises:
+        RuntimeError: The method needs the gradients themselves, or a loss depends on a reentrant checkpoint.
+
+    Cost:
+        One backward pass for all losses together that leaves the weights out; a layer with R rows (samples times
+        positions) and width D, ``K R^2 D`` operations if R < D, else ``K R D^2``; one product a layer for the
+        direction.
+
+    References:
+        Goodfellow, Efficient per-example gradient computations (arXiv:1510.01799): norms, for one loss a sample.
+    """
+
+    has_rows = False
+
+    def __init__(self) -> None:
+        self._batchable: Batchable = {}
+
+    def differentiate(self, request: Request) -> PerLossGradients:
+        if request.rows:
+            raise RuntimeError(
+                "Ghost: `engine` must deliver the gradients themselves here, which 'ghost' does not form. Use "
+                "engine='auto' or engine='loop'."
+            )
+        problem = pose(request)
+        if len(problem.scalars) == 1:
+            return Loop().solve(problem, ", as there is only one")
+        return self.solve(problem, matched_uses(problem.graph, problem.shared, len(problem.scalars)))
+
+    def solve(self, problem: Problem, uses: dict[Tensor, list[Use]]) -> PerLossGradients:
+        """Differentiates losses whose graph has been read, by the uses that were found on it."""
+        if _has_other_sparse_gradients(problem, uses):
+            return Loop().solve(problem, ", as there are sparse gradients that 'ghost' does not know")
+        count = len(problem.scalars)
+        passes = Passes(problem, self._batchable)
+        alone: list[Piece] = [Alone(leaf, own, loss, count) for leaf, (loss, own) in passes.alone.items()]
+        several = [leaf for leaf in problem.shared if problem.leaves[leaf] & (problem.leaves[leaf] - 1)]
+        packs = _packed(several, uses, count)
+        shared: SharedGradients
+        if len(packs) > 1:
+            shared = Dropped(passes, packs, lambda pack: _pieces(passes, pack, uses, last=False), alone)
+            how = f"{len(packs)} packs of parameters and a last pass, to save memory"
+        else:
+            pieces = _pieces(passes, several, uses, last=True)
+            shared = Kept([*alone, *pieces])
+            formed = sum(isinstance(piece, Explicit) for piece in pieces)
+            how = f"{passes.how}, {formed} of {len(several)} parameters with gradients formed"
+        values, plain = values_of(problem.scalars), passes.plain.items()
+        return PerLossGradients(problem.names, problem.all_names, values, shared, plain, f"ghost: {how}")
+
+
+def _pieces(passes: Passes, leaves: list[Tensor], uses: dict[Tensor, list[Use]], *, last: bool) -> list[Piece]:
+    """Obtains the gradients of parameters, in the form that is cheapest for each."""
+    edges = list(dict.fromkeys(use.edge for leaf in leaves if leaf in uses for use in uses[leaf]))
+    others = [leaf for leaf in leaves if leaf not in uses]
+    rows = passes.rows([*edges, *others], last=last) if leaves else []
+    arrived = dict(zip(edges, rows, strict=False))
+    lengths = {edge: norms(delta) for edge, delta in arrived.items()}
+    held = dict(zip(others, rows[len(edges) :], strict=True))
+    return [
+        piece_of(leaf, [Arrival(use, arrived[use.edge], lengths[use.edge]) for use in uses[leaf]])
+        if leaf in uses
+        else Held(leaf, held[leaf])
+        for leaf in leaves
+    ]
+
+
+def _packed(leaves: list[Tensor], uses: dict[Tensor, list[Use]], count: int) -> list[list[Tensor]]:
+    """Divides parameters among passes such that what each pass brings stays within a quarter of the Jacobian."""
+    sizes = {leaf: sum(use.delta_numel for use in uses[leaf]) if leaf in uses else leaf.numel() for leaf in leaves}
+    limit = max(_ALWAYS_KEPT / count, sum(leaf.numel() for leaf in leaves) / 4)
+    packs: list[list[Tensor]] = [[]]
+    total = 0
+    for leaf in leaves:
+        if total + sizes[leaf] > limit and packs[-1]:
+            packs.append([])
+            total = 0
+        packs[-1].append(leaf)
+        total += sizes[leaf]
+    return packs
+
+
+def _has_other_sparse_gradients(problem: Problem, uses: dict[Tensor, list[Use]]) -> bool:
+    """Whether a shared parameter that is not matched is the table of an embedding with sparse gradients."""
+    tables = {node.next_functions[0][0] for node in problem.graph.nodes if getattr(node, "_saved_sparse", False)}
+    leaves = {getattr(node, "variable", None) for node in tables}
+    return any(leaf in leaves for leaf in problem.shared if leaf not in uses)

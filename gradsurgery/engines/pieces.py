@@ -1,0 +1,210 @@
+"""The K gradients of one shared parameter, each in the form in which they are cheapest."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .factored import compressed, is_compressed
+from .uses import Lookup, Product, Use
+
+
+class Arrival(NamedTuple):
+    """What arrives at one use: deltas ``(K, *output)``, and how long each is, ``(K,)`` in float64."""
+
+    use: Use
+    delta: Tensor
+    length: Tensor
+
+
+class Piece(ABC):
+    """The K gradients of one parameter."""
+
+    def __init__(self, parameter: Tensor) -> None:
+        self.parameter = parameter
+
+    @property
+    @abstractmethod
+    def numel(self) -> int:
+        """How many numbers the rows have, about."""
+
+    @abstractmethod
+    def rows(self, *, careful: bool) -> Tensor:
+        """Rows ``(K, ...)`` with the inner products of the gradients; with care, from float64 sums."""
+
+    def extent(self) -> Tensor | None:
+        """How long each gradient would be if nothing in its sums cancelled, ``(K,)``; None: no sums here."""
+        return None
+
+
+class Explicit(Piece):
+    """Gradients whose rows are the gradients themselves, or what of them is not zero for every loss."""
+
+    def gradient(self, direction: Tensor) -> Tensor:
+        """The parameter's gradient from the weighted sum of the rows."""
+        return direction.to(self.parameter.dtype)
+
+
+class Implicit(Piece):
+    """Gradients that are never formed."""
+
+    @abstractmethod
+    def direction(self, weights: Tensor, *, careful: bool) -> Tensor:
+        """The sum of the gradients with weights ``(K,)``; with care, in float64."""
+
+
+class Held(Explicit):
+    """Gradients that autograd has formed, ``(K, *parameter)``."""
+
+    def __init__(self, parameter: Tensor, rows: Tensor) -> None:
+        super().__init__(parameter)
+        self._rows = rows
+
+    @property
+    def numel(self) -> int:
+        return self._rows.numel()
+
+    def rows(self, *, careful: bool) -> Tensor:
+        return self._rows
+
+
+class Alone(Implicit):
+    """The gradient of a parameter that one of K losses alone reaches."""
+
+    def __init__(self, parameter: Tensor, gradient: Tensor, loss: int, count: int) -> None:
+        super().__init__(parameter)
+        self._gradient, self._loss, self._count = gradient, loss, count
+
+    @property
+    def numel(self) -> int:
+        return self._count
+
+    def rows(self, *, careful: bool) -> Tensor:
+        values = self._gradient.coalesce().values() if self._gradient.is_sparse else self._gradient
+        norm = torch.linalg.vector_norm(values, dtype=torch.float64)
+        rows = norm.new_zeros(self._count, 1)
+        rows[self._loss] = norm
+        return rows
+
+    def direction(self, weights: Tensor, *, careful: bool) -> Tensor:
+        return self._gradient * weights[self._loss].to(self._gradient)
+
+
+class Summed(Explicit):
+    """Gradients formed from what arrives at the parameter's uses."""
+
+    def __init__(self, parameter: Tensor, arrivals: Sequence[Arrival]) -> None:
+        super().__init__(parameter)
+        self._arrivals = arrivals
+        self._formed: dict[bool, Tensor] = {}
+
+    @property
+    def numel(self) -> int:
+        return len(self._arrivals[0].delta) * self.parameter.numel()
+
+    def rows(self, *, careful: bool) -> Tensor:
+        if careful not in self._formed:
+            dtype = _dtype(self._arrivals, careful)
+            self._formed = {careful: _total(self._part(use, delta, dtype) for use, delta, _ in self._arrivals)}
+        return self._formed[careful]
+
+    def extent(self) -> Tensor:
+        return _extent(self._arrivals)
+
+    def _part(self, use: Use, delta: Tensor, dtype: torch.dtype) -> Tensor:
+        return use.gradients(delta, dtype)
+
+
+class Occurring(Summed):
+    """Gradients of an embedding's table, of which only the rows that occur are formed."""
+
+    def _part(self, use: Use, delta: Tensor, dtype: torch.dtype) -> Tensor:
+        return _lookup(use).compact(delta, dtype)
+
+    def gradient(self, direction: Tensor) -> Tensor:
+        return _lookup(self._arrivals[0].use).expanded(super().gradient(direction), self.parameter)
+
+
+class Compressed(Implicit):
+    """Gradients of products over few rows."""
+
+    def __init__(self, parameter: Tensor, arrivals: Sequence[Arrival]) -> None:
+        super().__init__(parameter)
+        self._arrivals = arrivals
+
+    @property
+    def numel(self) -> int:
+        return sum(arrival.delta.numel() for arrival in self._arrivals)
+
+    def rows(self, *, careful: bool) -> Tensor:
+        dtype = _dtype(self._arrivals, careful)
+        products = [(_product(use), delta) for use, delta, _ in self._arrivals]
+        inputs = [product.inputs for product, _ in products]
+        deltas = [product.factor(delta).to(dtype) for product, delta in products]
+        return compressed(_joined(inputs, 1), _joined(deltas, 2), careful=careful)
+
+    def extent(self) -> Tensor:
+        return _extent(self._arrivals)
+
+    def direction(self, weights: Tensor, *, careful: bool) -> Tensor:
+        dtype = _dtype(self._arrivals, careful)
+        own = weights.to(dtype)
+        sums = [
+            (use, (own @ delta.to(dtype).flatten(1)).view(1, *delta.shape[1:])) for use, delta, _ in self._arrivals
+        ]
+        return _total(use.gradients(delta, dtype)[0] for use, delta in sums).to(self.parameter.dtype)
+
+
+def piece_of(parameter: Tensor, arrivals: Sequence[Arrival]) -> Piece:
+    """The cheapest form for a parameter of which all uses are known."""
+    uses = [arrival.use for arrival in arrivals]
+    if len(uses) == 1 and isinstance(uses[0], Lookup):
+        return Occurring(parameter, arrivals)
+    if is_joint(uses):
+        products = [_product(use).size for use in uses]
+        size = products[0]._replace(rows=sum(product.rows for product in products))
+        if is_compressed(size, len(arrivals[0].delta)):
+            return Compressed(parameter, arrivals)
+    return Summed(parameter, arrivals)
+
+
+def is_joint(uses: Sequence[Use]) -> bool:
+    """Whether uses are products that differ in their rows only, so that they are one product of more rows."""
+    first = uses[0]
+    return isinstance(first, Product) and all(
+        isinstance(use, Product) and use.key == first.key and use.size[2:] == first.size[2:] for use in uses
+    )
+
+
+def _product(use: Use) -> Product:
+    if not isinstance(use, Product):
+        raise TypeError(f"Compressed: `arrivals` must be products, got {type(use).__name__}.")
+    return use
+
+
+def _lookup(use: Use) -> Lookup:
+    if not isinstance(use, Lookup):
+        raise TypeError(f"Occurring: `arrivals` must be lookups, got {type(use).__name__}.")
+    return use
+
+
+def _dtype(arrivals: Sequence[Arrival], careful: bool) -> torch.dtype:
+    return torch.float64 if careful else torch.promote_types(arrivals[0].delta.dtype, torch.float32)
+
+
+def _extent(arrivals: Sequence[Arrival]) -> Tensor:
+    extents = [length * use.gain() for use, _, length in arrivals]
+    return extents[0] if len(extents) == 1 else torch.stack(extents).square().sum(0).sqrt()
+
+
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
+def _total(parts: Iterable[Tensor]) -> Tensor:
+    first, *rest = parts
+    for part in rest:
+        first = first + part
+    return first
