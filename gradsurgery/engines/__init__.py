@@ -1,6 +1,7 @@
 """How per-loss gradients are obtained. Numbers do not depend on the engine: what one cannot do, it refuses."""
 
 from .base import Engine, Request
+from .batched import Batched
 from .choice import choose_engine
 from .func import Func, functional_jacobian
 from .ghost import Ghost
@@ -8,6 +9,7 @@ from .loop import Loop
 from .per_loss import Block, Jacobian, PerLossGradients, PlainSum, SharedGradients
 
 __all__ = [
+    "Batched",
     "Block",
     "Engine",
     "Func",

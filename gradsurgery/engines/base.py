@@ -90,6 +90,10 @@ class Problem:
     leaves: dict[Tensor, int]
     shared: list[Tensor]
 
+    def shared_by_several(self) -> list[Tensor]:
+        """The shared parameters that two or more losses reach."""
+        return [leaf for leaf in self.shared if self.leaves[leaf] & (self.leaves[leaf] - 1)]
+
 
 def pose(request: Request) -> Problem:
     """Evaluates the losses and reads their graph."""

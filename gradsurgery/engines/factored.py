@@ -18,17 +18,17 @@ _BLOCK = 32
 """Rows of a triangular product below which leaving out its zeros saves nothing."""
 
 
-def is_compressed(size: Size, losses: int) -> bool:
-    """Whether the compressed form is the cheaper one, by floating point operations and passes over memory."""
+def saving(size: Size, losses: int) -> float:
+    """How much the compressed form saves, in floating point operations; negative if the direct form is cheaper."""
     copies, rows, height, width = size
     if rows > width:
-        return False
+        return -1.0
     passes = (20 + 2 * losses) * losses * copies * height  # inner products in float64, per column
     direct = 2 * losses * copies * rows * height * width + passes * width
     once = copies * rows * rows * (4 * width + 2 * rows)  # the Gramian of the inputs, in float64, and its factor
     turned = 1.5 * losses * copies * rows * rows * height + passes * rows
     product = 2 * copies * rows * height * width  # for the direction; the direct form has rows to combine
-    return once + turned + product + _OVERHEAD < direct
+    return direct - once - turned - product - _OVERHEAD
 
 
 def compressed(inputs: Tensor, deltas: Tensor, *, careful: bool) -> Tensor:

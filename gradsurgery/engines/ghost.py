@@ -1,9 +1,11 @@
 """The engine that forms inner products and weighted sums of per-loss gradients without most of these gradients."""
 
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from ..losses import values_of
 from .base import Engine, Problem, Request, pose
+from .graph import sparse_tables
 from .loop import Loop
 from .matching import matched_uses
 from .measured import Dropped, Kept
@@ -12,7 +14,7 @@ from .per_loss import PerLossGradients, SharedGradients
 from .pieces import Alone, Arrival, Explicit, Held, Piece, piece_of
 from .uses import Use, norms
 
-_ALWAYS_KEPT = 1 << 24
+_ALWAYS_KEPT = 1 << 26
 """So many numbers are kept however small the model is."""
 
 
@@ -59,12 +61,12 @@ class Ghost(Engine):
 
     def solve(self, problem: Problem, uses: dict[Tensor, list[Use]]) -> PerLossGradients:
         """Differentiates losses whose graph has been read, by the uses that were found on it."""
-        if _has_other_sparse_gradients(problem, uses):
+        if sparse_tables(problem.graph) & (set(problem.shared) - uses.keys()):
             return Loop().solve(problem, ", as there are sparse gradients that 'ghost' does not know")
         count = len(problem.scalars)
         passes = Passes(problem, self._batchable)
         alone: list[Piece] = [Alone(leaf, own, loss, count) for leaf, (loss, own) in passes.alone.items()]
-        several = [leaf for leaf in problem.shared if problem.leaves[leaf] & (problem.leaves[leaf] - 1)]
+        several = problem.shared_by_several()
         packs = _packed(several, uses, count)
         shared: SharedGradients
         if len(packs) > 1:
@@ -97,21 +99,16 @@ def _pieces(passes: Passes, leaves: list[Tensor], uses: dict[Tensor, list[Use]],
 
 def _packed(leaves: list[Tensor], uses: dict[Tensor, list[Use]], count: int) -> list[list[Tensor]]:
     """Divides parameters among passes such that what each pass brings stays within a quarter of the Jacobian."""
-    sizes = {leaf: sum(use.delta_numel for use in uses[leaf]) if leaf in uses else leaf.numel() for leaf in leaves}
     limit = max(_ALWAYS_KEPT / count, sum(leaf.numel() for leaf in leaves) / 4)
-    packs: list[list[Tensor]] = [[]]
-    total = 0
+    packs: list[list[Tensor]] = []
+    total, brought = 0, set[GradientEdge]()
     for leaf in leaves:
-        if total + sizes[leaf] > limit and packs[-1]:
+        sizes = {use.edge: use.delta_numel for use in uses[leaf]} if leaf in uses else {}
+        size = sum(sizes[edge] for edge in sizes if edge not in brought) if sizes else leaf.numel()
+        if not packs or total + size > limit:
             packs.append([])
-            total = 0
+            total, size, brought = 0, sum(sizes.values()) or leaf.numel(), set()
         packs[-1].append(leaf)
-        total += sizes[leaf]
+        brought.update(sizes)
+        total += size
     return packs
-
-
-def _has_other_sparse_gradients(problem: Problem, uses: dict[Tensor, list[Use]]) -> bool:
-    """Whether a shared parameter that is not matched is the table of an embedding with sparse gradients."""
-    tables = {node.next_functions[0][0] for node in problem.graph.nodes if getattr(node, "_saved_sparse", False)}
-    leaves = {getattr(node, "variable", None) for node in tables}
-    return any(leaf in leaves for leaf in problem.shared if leaf not in uses)

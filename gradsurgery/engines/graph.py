@@ -25,8 +25,8 @@ class Reach(NamedTuple):
     """For each node, the roots that reach it; a node comes before all nodes below it."""
     children: dict[Node, list[Node]]
     """For each node the nodes that it hands gradients to, repeats included."""
-    parents: dict[Node, int]
-    """How many edges lead to each node."""
+    names: dict[Node, str]
+    """For each node its kind."""
 
     def needed_again(self, root: int) -> bool:
         """Whether a later root passes through a part of the graph that this root passes through."""
@@ -47,7 +47,7 @@ def reach(roots: Sequence[Tensor]) -> Reach:
     """
     starts = [get_gradient_edge(root).node if root.requires_grad else None for root in roots]
     children, waiting = _nodes_below([node for node in starts if node is not None])
-    parents, order = dict(waiting), []
+    names: dict[Node, str] = {}
     reached = dict.fromkeys(waiting, 0)
     for position, node in enumerate(starts):
         if node is not None:
@@ -57,9 +57,10 @@ def reach(roots: Sequence[Tensor]) -> Reach:
     overlaps = set()
     while ready:
         node = ready.pop()
-        order.append(node)
+        name = names[node] = node.name()
         bits = reached[node]
-        if children[node]:
+        below = children[node]
+        if below:
             overlaps.add(bits)
         else:
             variable = getattr(node, "variable", None)
@@ -67,19 +68,26 @@ def reach(roots: Sequence[Tensor]) -> Reach:
                 leaves[variable] = leaves.get(variable, 0) | bits
             else:
                 overlaps.add(bits)
-        if node.name() == _REENTRANT_CHECKPOINT:
+        if name == _REENTRANT_CHECKPOINT:
             raise RuntimeError(
                 "MultiObjectiveOptimizer: `losses` must not depend on a reentrant checkpoint, whose parameters "
                 "autograd cannot differentiate one loss at a time. Call torch.utils.checkpoint.checkpoint with "
                 "use_reentrant=False."
             )
-        for child in children[node]:
+        for child in below:
             reached[child] |= bits
             waiting[child] -= 1
-            if waiting[child] == 0:
+            if not waiting[child]:
                 ready.append(child)
-    nodes = {node: reached[node] for node in order}
-    return Reach(leaves, frozenset(overlaps), nodes, children, parents)
+    nodes = {node: reached[node] for node in names}
+    return Reach(leaves, frozenset(overlaps), nodes, children, names)
+
+
+def sparse_tables(graph: Reach) -> set[Tensor]:
+    """The tables of embeddings whose gradients are sparse."""
+    nodes = [node for node, name in graph.names.items() if name.startswith("Embedding") and node._saved_sparse]
+    leaves = [getattr(node.next_functions[0][0], "variable", None) for node in nodes]
+    return {leaf for leaf in leaves if leaf is not None}
 
 
 def _nodes_below(starts: list[Node]) -> tuple[dict[Node, list[Node]], dict[Node, int]]:

@@ -57,8 +57,8 @@ def matched_uses(graph: Reach, shared: list[Tensor], losses: int) -> dict[Tensor
             continue
         for child in graph.children[node]:
             arriving[child] += 1
-        own = paths.pop(node, [])
-        if own and len(own) == arriving[node]:
+        own = paths.pop(node, None)
+        if own is not None and len(own) == arriving[node]:
             variable = getattr(node, "variable", None)
             if variable is not None:
                 if variable in members and not variable._backward_hooks:
@@ -67,14 +67,13 @@ def matched_uses(graph: Reach, shared: list[Tensor], losses: int) -> dict[Tensor
                 step = view_of(node)
                 paths[node.next_functions[0][0]] += [path._replace(views=(*path.views, step)) for path in own]
         if bits & (bits - 1):
-            for child, path in _operands(node):
+            for child, path in _operands(node, graph.names[node]):
                 paths[child].append(path)
     return _readable(found)
 
 
-def _operands(node: Node) -> Iterator[tuple[Node, _Path]]:
+def _operands(node: Node, name: str) -> Iterator[tuple[Node, _Path]]:
     """The operands of a node that may be parameters."""
-    name = node.name()
     builds: list[tuple[int, Callable[..., Use]]] = []
     if name == "MmBackward0" or name == "BmmBackward0":
         builds = [

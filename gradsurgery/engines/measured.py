@@ -11,7 +11,7 @@ from .per_loss import Groups, SharedGradients
 from .pieces import Explicit, Implicit, Piece
 
 CANCELLATION = 100.0
-"""Where a sum is shorter than its terms together by more than this, it is repeated in float64.
+"""Where a gradient is shorter than the terms of one of its sums by more than this, that sum is repeated in float64.
 
 Up to there rounding to float32 leaves at most about 1e-5 of it, as in the gradients of any other engine.
 """
@@ -21,37 +21,56 @@ _LIGHT = 1 << 16
 
 
 class Measures:
-    """What there is to know of pieces before they are combined.
+    """The Gramians of the groups that pieces belong to, ``(B, K, K)``, from rows that are exact enough.
 
-    ``gramians`` is ``(n, K, K)``; ``extents`` is ``(n, K)``, how long each gradient would be if nothing in its sums
-    cancelled, and zero where nothing was summed here; ``careful`` says which rows came from float64 sums.
+    Args:
+        pieces: At least one.
+        indices: For each piece its group, in ``range(groups)``.
+        groups: B.
     """
 
-    def __init__(self, pieces: Sequence[Piece]) -> None:
-        light = [position for position, piece in enumerate(pieces) if piece.numel <= _LIGHT]
-        found: dict[int, Tensor] = {}
-        if light:
-            rows = [pieces[position].rows(careful=False) for position in light]
-            found.update(zip(light, kernels.gramian(rows, list(range(len(light)))), strict=True))
-        for position, piece in enumerate(pieces):
-            if position not in found:
-                found[position] = kernels.gramian([piece.rows(careful=False)])[0]
-        self.gramians = torch.stack([found[position] for position in range(len(pieces))])
-        zero = torch.zeros_like(self.gramians[0, 0])
+    def __init__(self, pieces: Sequence[Piece], indices: Sequence[int], groups: int) -> None:
+        self._indices = list(indices)
+        self.careful = [False] * len(pieces)
+        self.gramians = self._gramians(pieces, groups)
         extents = [piece.extent() for piece in pieces]
-        self.extents = torch.stack([zero if extent is None else extent.to(zero) for extent in extents])
+        self._summed = [place for place, extent in enumerate(extents) if extent is not None]
+        if not self._summed:
+            return
+        self._extents = torch.stack([extent for extent in extents if extent is not None]).to(self.gramians)
         norms = self.gramians.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
-        self.careful: list[bool] = (self.extents > CANCELLATION * norms).any(1).tolist()
-        for position, (piece, careful) in enumerate(zip(pieces, self.careful, strict=True)):
-            if careful:
-                self.gramians[position] = kernels.gramian([piece.rows(careful=True)])[0]
+        cancelling = (self._extents > CANCELLATION * norms[self._groups_of_summed()]).any(1).tolist()
+        for place, careful in zip(self._summed, cancelling, strict=True):
+            self.careful[place] = careful
+        if any(cancelling):
+            self.gramians = self._gramians(pieces, groups)
 
     def cancelling(self, weights: Tensor) -> list[bool]:
-        """Which weighted sums, ``(n, K)``, are short compared with their terms."""
-        lengths = torch.einsum("ni,nij,nj->n", weights, self.gramians, weights).clamp(min=0).sqrt()
-        terms = torch.linalg.vector_norm(weights * self.extents, dim=1)
-        found: list[bool] = (terms > CANCELLATION * lengths).tolist()
-        return found
+        """Of which pieces the sums with weights ``(B, K)`` have terms that are long compared with the direction."""
+        result = [False] * len(self._indices)
+        if self._summed:
+            lengths = torch.einsum("bi,bij,bj->b", weights, self.gramians, weights).clamp(min=0).sqrt()
+            groups = self._groups_of_summed()
+            terms = torch.linalg.vector_norm(weights[groups] * self._extents, dim=1)
+            found = (terms > CANCELLATION * lengths[groups]).tolist()
+            for place, cancelling in zip(self._summed, found, strict=True):
+                result[place] = cancelling
+        return result
+
+    def _gramians(self, pieces: Sequence[Piece], groups: int) -> Tensor:
+        light = [place for place, piece in enumerate(pieces) if piece.numel <= _LIGHT]
+        heavy = [place for place, piece in enumerate(pieces) if piece.numel > _LIGHT]
+        result: list[Tensor] = []
+        for part in [[place] for place in heavy] + ([light] if light else []):
+            rows = [pieces[place].rows(careful=self.careful[place]) for place in part]
+            found = kernels.gramian(rows, [self._indices[place] for place in part])
+            if not result:
+                result = [found.new_zeros(groups, *found.shape[1:])]
+            result[0][: len(found)] += found.to(result[0].device)
+        return result[0]
+
+    def _groups_of_summed(self) -> list[int]:
+        return [self._indices[place] for place in self._summed]
 
 
 class Kept(SharedGradients):
@@ -66,13 +85,14 @@ class Kept(SharedGradients):
         return [piece.parameter for piece in self._pieces]
 
     def gramian(self, groups: Groups) -> Tensor:
-        return _by_group(self.measured().gramians, self.parameters, groups)
+        self._measures = Measures(self._pieces, *_indexed(self.parameters, groups))
+        return self._measures.gramians
 
     def combine(self, weights: Tensor, groups: Groups) -> list[tuple[Tensor, Tensor]]:
-        measures, pieces = self.measured(), self._pieces
-        indices = _indices(self.parameters, groups)
-        own = weights.to(measures.gramians)[indices]
-        cancelling = measures.cancelling(own)
+        pieces = self._pieces
+        indices, count = _indexed(self.parameters, groups)
+        measures = self._measures or Measures(pieces, indices, count)
+        cancelling = measures.cancelling(weights.to(measures.gramians))
         explicit = [(place, piece) for place, piece in enumerate(pieces) if isinstance(piece, Explicit)]
         rows = [piece.rows(careful=measures.careful[place]) for place, piece in explicit]
         sums = kernels.combine(rows, weights, [indices[place] for place, _ in explicit]) if rows else []
@@ -81,15 +101,9 @@ class Kept(SharedGradients):
         ]
         for place, piece in enumerate(pieces):
             if isinstance(piece, Implicit):
-                direction = piece.direction(own[place].to(piece.parameter.device), careful=cancelling[place])
-                result.append((piece.parameter, direction))
+                own = weights[indices[place]].to(piece.parameter.device)
+                result.append((piece.parameter, piece.direction(own, careful=cancelling[place])))
         return result
-
-    def measured(self) -> Measures:
-        """Measures the pieces, once."""
-        if self._measures is None:
-            self._measures = Measures(self._pieces)
-        return self._measures
 
 
 class Dropped(SharedGradients):
@@ -107,39 +121,38 @@ class Dropped(SharedGradients):
         passes: Passes,
         packs: Sequence[list[Tensor]],
         form: Callable[[list[Tensor]], list[Piece]],
-        alone: Sequence[Piece],
+        alone: list[Piece],
     ) -> None:
-        self._passes, self._packs, self._form = passes, packs, form
-        self._alone = Kept(alone)
+        self._passes, self._packs, self._form, self._alone = passes, packs, form, alone
+        self._several = [parameter for pack in packs for parameter in pack]
 
     @property
     def parameters(self) -> list[Tensor]:
-        return [*self._alone.parameters, *(parameter for pack in self._packs for parameter in pack)]
+        return [*(piece.parameter for piece in self._alone), *self._several]
 
     def gramian(self, groups: Groups) -> Tensor:
-        parts = [Measures(self._form(pack)).gramians for pack in self._packs]
-        if self._alone.parameters:
-            parts.insert(0, self._alone.measured().gramians)
-        return _by_group(torch.cat(parts), self.parameters, groups)
+        indices, count = _indexed(self.parameters, groups)
+        of_parameter = dict(zip(self.parameters, indices, strict=True))
+        parts = []
+        for pack in [None, *self._packs]:
+            pieces = self._alone if pack is None else self._form(pack)
+            if pieces:
+                own = [of_parameter[piece.parameter] for piece in pieces]
+                parts.append(Measures(pieces, own, count).gramians)
+        return torch.stack(parts).sum(0)
 
     def combine(self, weights: Tensor, groups: Groups) -> list[tuple[Tensor, Tensor]]:
-        result = self._alone.combine(weights, groups) if self._alone.parameters else []
-        several = [parameter for pack in self._packs for parameter in pack]
-        indices = _indices(several, groups)
+        result = Kept(self._alone).combine(weights, groups) if self._alone else []
+        indices, _ = _indexed(self._several, groups)
         for group in sorted(set(indices)):
-            members = [parameter for parameter, index in zip(several, indices, strict=True) if index == group]
+            members = [leaf for leaf, index in zip(self._several, indices, strict=True) if index == group]
             found = self._passes.weighted(weights[group], members, last=group == max(indices))
             result.extend(zip(members, found, strict=True))
         return result
 
 
-def _indices(parameters: Sequence[Tensor], groups: Groups) -> list[int]:
-    return [0 if groups is None else groups[parameter] for parameter in parameters]
-
-
-def _by_group(gramians: Tensor, parameters: Sequence[Tensor], groups: Groups) -> Tensor:
-    """Adds up the Gramians ``(n, K, K)`` of the parameters of each group, ``(B, K, K)``."""
+def _indexed(parameters: Sequence[Tensor], groups: Groups) -> tuple[list[int], int]:
+    """For each parameter the number of its group, and how many groups there are."""
     if groups is None:
-        return gramians.sum(0, keepdim=True)
-    indices = torch.tensor(_indices(parameters, groups), device=gramians.device)
-    return gramians.new_zeros(max(groups.values()) + 1, *gramians.shape[1:]).index_add_(0, indices, gramians)
+        return [0] * len(parameters), 1
+    return [groups[parameter] for parameter in parameters], max(groups.values()) + 1

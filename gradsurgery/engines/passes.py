@@ -1,7 +1,7 @@
 """Backward passes through the part of a graph that losses share: for all losses at once where that is possible."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -51,8 +51,7 @@ class Passes:
         self.how = ""
         """How the shared part was passed."""
         self._pass_extra_loss()
-        frontier = _frontier(problem)
-        self._starts = self._descend(frontier or _roots(problem), keep=self._kept or frontier is None)
+        self._starts = self._descend(_frontier(problem))
         self._pass_to_others()
 
     def rows(self, inputs: Sequence[Input], *, last: bool) -> list[Tensor]:
@@ -95,31 +94,40 @@ class Passes:
             seeds = [start.seeds.sum(0) for start in self._starts]
             self.plain.add(others, self._pass(others, self._starts, seeds, keep=True))
 
-    def _descend(self, ends: list[list[GradientEdge]], *, keep: bool) -> list[_Start]:
-        """Passes the private part of each loss, down to its ends."""
+    def _descend(self, frontier: "_Frontier") -> list[_Start]:
+        """Passes all private parts at once; each ends in nodes of its own, where what goes on is taken down."""
         problem, shared = self._problem, set(self._problem.shared)
         arrived: dict[GradientEdge, dict[int, Tensor]] = {}
-        for loss, root in enumerate(problem.scalars):
-            own = [leaf for leaf, bits in problem.leaves.items() if bits == 1 << loss]
-            if not root.requires_grad or not (own or ends[loss]):
-                continue
-            inputs: list[Input] = [*ends[loss], *own]
-            scaled = problem.request.scaled(root)
-            found = torch.autograd.grad(scaled, inputs, retain_graph=keep, allow_unused=True)
-            for edge, gradient in zip(ends[loss], found, strict=False):
-                if gradient is not None:
-                    arrived.setdefault(edge, {})[loss] = gradient
-            for leaf, gradient in zip(own, found[len(ends[loss]) :], strict=True):
+
+        def take(edge: GradientEdge, loss: int, gradient: Tensor | None) -> None:
+            if gradient is not None:
+                own = arrived.setdefault(edge, {})
+                own[loss] = own[loss] + gradient if loss in own else gradient
+
+        def watch(crossing: _Crossing) -> Callable[..., None]:
+            return lambda handed_on, _: take(crossing.edge, crossing.loss, handed_on[crossing.slot])
+
+        for loss, edge in frontier.roots:
+            take(edge, loss, problem.request.scaled(torch.ones_like(problem.scalars[loss], requires_grad=False)))
+        own = [leaf for leaf, bits in problem.leaves.items() if _is_one(bits)]
+        ends = list(dict.fromkeys(crossing.edge for crossing in frontier.crossings))
+        if ends or own:
+            roots = [problem.request.scaled(root) for root in problem.scalars if root.requires_grad]
+            hooks = [crossing.node.register_hook(watch(crossing)) for crossing in frontier.crossings]
+            keep = self._kept or frontier.is_provisional
+            try:
+                inputs: list[Input] = [*ends, *own]
+                found = torch.autograd.grad(roots, inputs, retain_graph=keep, allow_unused=True)
+            finally:
+                for hook in hooks:
+                    hook.remove()
+            for leaf, gradient in zip(own, found[len(ends) :], strict=True):
                 if leaf not in shared:
                     self.plain.add([leaf], [gradient])
                 elif gradient is not None:
+                    loss = problem.leaves[leaf].bit_length() - 1
                     self.alone[leaf] = loss, gradient.clone()  # the same memory may be handed out twice
-        starts = []
-        for edge, gradients in arrived.items():
-            zero = torch.zeros_like(next(iter(gradients.values())))
-            rows = [gradients.get(loss, zero) for loss in range(self._count)]
-            starts.append(_Start(edge, torch.stack(rows), frozenset(gradients)))
-        return starts
+        return [_start(edge, gradients, self._count) for edge, gradients in arrived.items()]
 
     def _nodes_to_batch(self) -> frozenset[str] | None:
         """The kinds of nodes in the shared part; None where a batched pass could give other numbers or run user code.
@@ -132,7 +140,7 @@ class Passes:
         nodes = [node for node, bits in self._problem.graph.nodes.items() if not _is_one(bits & mask)]
         if any(isinstance(node, BackwardCFunction) for node in nodes):
             return None
-        return frozenset(node.name() for node in nodes)
+        return frozenset(map(self._problem.graph.names.__getitem__, nodes))
 
     def _batched(self, inputs: Sequence[Input], *, keep: bool) -> list[Tensor] | None:
         """All losses in one pass, or None where an operation cannot be batched."""
@@ -186,33 +194,61 @@ def _is_one(bits: int) -> bool:
     return bits & (bits - 1) == 0
 
 
-def _roots(problem: Problem) -> list[list[GradientEdge]]:
-    return [[get_gradient_edge(root)] if root.requires_grad else [] for root in problem.scalars]
+class _Crossing(NamedTuple):
+    """Where a loss leaves its private part: a node, one of the edges that lead on from it, and the loss."""
+
+    node: Node
+    slot: int
+    edge: GradientEdge
+    loss: int
 
 
-def _frontier(problem: Problem) -> list[list[GradientEdge]] | None:
-    """For each loss the points where its private part ends; None if one of them lies below another."""
+class _Frontier(NamedTuple):
+    """Where the private parts of the losses end.
+
+    Args:
+        crossings: Edges from private nodes to shared ones.
+        roots: Losses that are shared nodes themselves.
+        is_provisional: Whether the losses themselves were taken for it, and their private parts are still needed.
+    """
+
+    crossings: list[_Crossing]
+    roots: list[tuple[int, GradientEdge]]
+    is_provisional: bool = False
+
+
+def _frontier(problem: Problem) -> _Frontier:
+    """Finds the frontier; the losses themselves where one point of it lies below another."""
     mask = (1 << len(problem.scalars)) - 1
     nodes, children = problem.graph.nodes, problem.graph.children
-    ends: list[dict[GradientEdge, None]] = [{} for _ in problem.scalars]
-    tops: set[Node] = set()
+    roots = [(loss, _edge(root)) for loss, root in enumerate(problem.scalars) if root.requires_grad]
+    shared_roots = [(loss, edge) for loss, edge in roots if not _is_one(nodes[edge.node] & mask)]
+    tops: set[Node] = {edge.node for _, edge in shared_roots}
     below: set[Node] = set()
-    for loss, edges in enumerate(_roots(problem)):
-        for edge in edges:
-            if not _is_one(nodes[edge.node] & mask):
-                ends[loss][edge] = None
-                tops.add(edge.node)
+    crossings = []
     for node, bits in nodes.items():  # every node comes after all that lead to it
         bits &= mask
         if not bits:
             continue
         if _is_one(bits):
-            for child, output in node.next_functions:
+            for slot, (child, output) in enumerate(node.next_functions):
                 if child is not None and not _is_one(nodes[child] & mask):
-                    ends[bits.bit_length() - 1][GradientEdge(child, output)] = None
+                    crossings.append(_Crossing(node, slot, GradientEdge(child, output), bits.bit_length() - 1))
                     tops.add(child)
         elif node in below or node in tops:
             if node in below and node in tops:
-                return None
+                return _Frontier([], roots, is_provisional=True)
             below.update(children[node])
-    return [list(edges) for edges in ends]
+    return _Frontier(crossings, shared_roots)
+
+
+def _edge(root: Tensor) -> GradientEdge:
+    """The edge to a root, equal to other edges to it."""
+    found = get_gradient_edge(root)
+    return GradientEdge(found.node, found.output_nr)
+
+
+def _start(edge: GradientEdge, gradients: dict[int, Tensor], count: int) -> _Start:
+    zero = torch.zeros_like(next(iter(gradients.values())))
+    seeds = torch.stack([gradients.get(loss, zero) for loss in range(count)])
+    return _Start(edge, seeds, frozenset(gradients))

@@ -7,12 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .factored import compressed, is_compressed
+from .factored import compressed, saving
 from .uses import Lookup, Product, Use
 
 
 class Arrival(NamedTuple):
-    """What arrives at one use: deltas ``(K, *output)``, and how long each is, ``(K,)`` in float64."""
+    """What arrives at one use: deltas ``(K, *output)``, and how long each is, ``(K,)``."""
 
     use: Use
     delta: Tensor
@@ -83,7 +83,7 @@ class Alone(Implicit):
 
     def rows(self, *, careful: bool) -> Tensor:
         values = self._gradient.coalesce().values() if self._gradient.is_sparse else self._gradient
-        norm = torch.linalg.vector_norm(values, dtype=torch.float64)
+        norm: Tensor = torch.linalg.vector_norm(values, dtype=torch.float64)
         rows = norm.new_zeros(self._count, 1)
         rows[self._loss] = norm
         return rows
@@ -162,12 +162,17 @@ def piece_of(parameter: Tensor, arrivals: Sequence[Arrival]) -> Piece:
     uses = [arrival.use for arrival in arrivals]
     if len(uses) == 1 and isinstance(uses[0], Lookup):
         return Occurring(parameter, arrivals)
-    if is_joint(uses):
-        products = [_product(use).size for use in uses]
-        size = products[0]._replace(rows=sum(product.rows for product in products))
-        if is_compressed(size, len(arrivals[0].delta)):
-            return Compressed(parameter, arrivals)
+    if saving_of(uses, len(arrivals[0].delta)) > 0:
+        return Compressed(parameter, arrivals)
     return Summed(parameter, arrivals)
+
+
+def saving_of(uses: Sequence[Use], losses: int) -> float:
+    """The floating point operations that are saved by not forming the gradients of a parameter with such uses."""
+    if not is_joint(uses):
+        return 0.0
+    sizes = [_product(use).size for use in uses]
+    return saving(sizes[0]._replace(rows=sum(size.rows for size in sizes)), losses)
 
 
 def is_joint(uses: Sequence[Use]) -> bool:
@@ -195,7 +200,7 @@ def _dtype(arrivals: Sequence[Arrival], careful: bool) -> torch.dtype:
 
 
 def _extent(arrivals: Sequence[Arrival]) -> Tensor:
-    extents = [length * use.gain() for use, _, length in arrivals]
+    extents: list[Tensor] = [length * use.gain() for use, _, length in arrivals]
     return extents[0] if len(extents) == 1 else torch.stack(extents).square().sum(0).sqrt()
 
 

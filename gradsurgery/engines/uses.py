@@ -1,5 +1,6 @@
 """The ways in which layers use a parameter whose gradient follows from the layer's input and output gradient."""
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
@@ -89,10 +90,11 @@ class Product(Use):
         """Gradients ``(K, E, height, width)`` as ``(K, *parameter)``."""
 
     def gradients(self, delta: Tensor, dtype: torch.dtype) -> Tensor:
-        return self.shaped(self.factor(delta).to(dtype).mT @ self.inputs.to(dtype))
+        products: Tensor = self.factor(delta).to(dtype).mT @ self.inputs.to(dtype)
+        return self.shaped(products)
 
     def gain(self) -> Tensor | float:
-        return norms(self.inputs.unsqueeze(0))
+        return norm(self.inputs)
 
 
 class MatrixProduct(Product):
@@ -114,7 +116,7 @@ class MatrixProduct(Product):
             return False
         self._single = other.ndim == 2
         matrices = other.detach().unsqueeze(0) if self._single else other.detach()
-        self._inputs = matrices.mT if self._left else matrices
+        self._inputs: Tensor = matrices.mT if self._left else matrices
         output = self.node._input_metadata[0].shape
         copies, rows, width = self._inputs.shape
         self.size = Size(copies, rows, int(output[-2 if self._left else -1]), width)
@@ -162,7 +164,7 @@ class Convolution(Product):
             reach = self._dilation[dim] * (kernel[dim] - 1) + 1
             patches = patches.unfold(2 + dim, reach, self._stride[dim])
         steps: Any = [slice(None, None, step) for step in self._dilation]
-        patches = patches[(..., *steps)]
+        patches = patches.__getitem__((..., *steps))
         count, channels = patches.shape[:2]
         patches = patches.reshape(count, self._groups, channels // self._groups, *patches.shape[2:])
         order = [1, 0, *range(3, 3 + dims), 2, *range(3 + dims, 3 + 2 * dims)]
@@ -186,7 +188,7 @@ class Convolution(Product):
         return self.view(torch.stack([result[1] for result in results]))
 
     def gain(self) -> Tensor | float:
-        return norms(self._images.unsqueeze(0)) * float(self._kernels[0, 0].numel()) ** 0.5
+        return norm(self._images) * math.sqrt(self._kernels[0, 0].numel())
 
 
 class Bias(Use):
@@ -210,8 +212,7 @@ class Bias(Use):
         return self.view(delta.sum(others, dtype=dtype) if others else delta.to(dtype))
 
     def gain(self) -> Tensor | float:
-        summed = self.delta_numel // self.features
-        return float(summed) ** 0.5
+        return math.sqrt(self.delta_numel // self.features)
 
 
 class Lookup(Use):
@@ -247,11 +248,20 @@ class Lookup(Use):
         return compact.new_zeros(len(compact), rows, compact.shape[2]).index_copy_(1, self.used, compact)
 
     def gain(self) -> Tensor | float:
-        return float(self._inverse.bincount().max()) ** 0.5 if len(self.used) else 0.0
+        return math.sqrt(self._inverse.bincount().max()) if len(self.used) else 0.0
 
 
 def norms(rows: Tensor) -> Tensor:
-    """The Frobenius norm of each of ``(K, ...)``, in float64 after sums in float32 or better."""
-    wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
-    found: Tensor = torch.linalg.vector_norm(wide.flatten(1), dim=1)
-    return found.double()
+    """The Frobenius norm of each of ``(K, ...)``, ``(K,)``, in float32 or better."""
+    found: Tensor = torch.linalg.vector_norm(_widened(rows).flatten(1), dim=1)
+    return found
+
+
+def norm(tensor: Tensor) -> Tensor:
+    """The Frobenius norm, in float32 or better."""
+    found: Tensor = torch.linalg.vector_norm(_widened(tensor))
+    return found
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.itemsize < 4 else tensor
