@@ -28,7 +28,7 @@ class Batched(Engine):
     def differentiate(self, request: Request) -> PerLossGradients:
         return self.solve(pose(request))
 
-    def solve(self, problem: Problem) -> PerLossGradients:
+    def solve(self, problem: Problem, why: str = "") -> PerLossGradients:
         """Differentiates losses whose graph has been read."""
         count = len(problem.scalars)
         if count == 1:
@@ -47,4 +47,6 @@ class Batched(Engine):
             blocks.append(Block([leaf], rows))
         values, plain = values_of(problem.scalars), passes.plain.items()
         shared = Jacobian(blocks)
-        return PerLossGradients(problem.names, problem.all_names, values, shared, plain, f"batched: {passes.how}")
+        return PerLossGradients(
+            problem.names, problem.all_names, values, shared, plain, f"batched: {passes.how}{why}"
+        )

@@ -1,11 +1,13 @@
 """Arithmetic over the rows of a Jacobian: inner products, projections, combinations, and a projection on the host."""
 
+from .dispatch import can_project, combine, gramian, project, vaccinate
 from .finite import is_finite
 from .host import encounters, sum_of_projections
-from .reference import as_matrix, combine, cross_gramian, gramian, project, widened
+from .reference import as_matrix, cross_gramian, widened
 
 __all__ = [
     "as_matrix",
+    "can_project",
     "combine",
     "cross_gramian",
     "encounters",
@@ -13,5 +15,6 @@ __all__ = [
     "is_finite",
     "project",
     "sum_of_projections",
+    "vaccinate",
     "widened",
 ]
