@@ -1,121 +1,153 @@
 """What one surgery costs: forward, backward and aggregation against the plain sum, in one process, in pairs.
 
-Run with ``make bench``. With ``torchjd`` installed it is measured in the same rounds. Writes
-``benchmarks/results/step.json``.
+Run with ``make bench``. With ``torchjd`` installed it takes part: every configuration in the first turns, the fastest
+of them in all. Peak memory is measured in a process for each. Writes ``benchmarks/results/step.json``.
 """
 
 import argparse
-import importlib.util
 import statistics
 import time
-from collections.abc import Callable
+import warnings
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+from cases import CASES, Case
+from contenders import NAIVE, PEER, PLAIN, Builder, Contender, builders
+from memory import megabytes, run_on_one_thread
+from models import Tasks
 from recording import save
-from torch import Tensor, nn
+from tables import table
 
-import gradsurgery as gs
-
-CASES = [
-    # layers, width, batch, losses
-    (4, 64, 32, 8),
-    (4, 256, 64, 2),
-    (4, 256, 64, 8),
-    (4, 1024, 128, 2),
-    (4, 1024, 128, 8),
-]
+TRIAL = 2  # turns in which every configuration of the peer takes part
+FEWEST = 3  # turns of a contender that is too slow for all
+LONGEST = 6.0  # seconds for all turns of one contender
+SHORTEST = 5e-3  # seconds that one timing has to last: fast steps are repeated
 
 
-class Problem:
-    """A trunk of equal layers and K small heads."""
+class Runner(NamedTuple):
+    """A contender, and how often it has to be run in one timing."""
 
-    def __init__(self, layers: int, width: int, batch: int, losses: int) -> None:
-        torch.manual_seed(0)
-        self.trunk = nn.Sequential(*[m for _ in range(layers) for m in (nn.Linear(width, width), nn.ReLU())])
-        self.heads = nn.ModuleList(nn.Linear(width, 4) for _ in range(losses))
-        self.inputs = torch.randn(batch, width)
-        self.parameters = [*self.trunk.parameters(), *self.heads.parameters()]
+    contender: Contender
+    repeats: int
 
-    def losses(self) -> list[Tensor]:
-        z = self.trunk(self.inputs)
-        return [(head(z) - k).square().mean() for k, head in enumerate(self.heads)]
-
-    def clear(self) -> None:
-        for parameter in self.parameters:
-            parameter.grad = None
+    def seconds(self) -> float:
+        """Seconds a step, gradients cleared before each."""
+        start = time.perf_counter()
+        for _ in range(self.repeats):
+            self.contender.run()
+        return (time.perf_counter() - start) / self.repeats
 
 
-def contenders(problem: Problem) -> dict[str, Callable[[], object]]:
-    """What is measured; each does one forward pass and fills ``.grad``."""
-    found: dict[str, Callable[[], object]] = {
-        "plain sum": lambda: torch.stack(problem.losses()).sum().backward(),
-    }
-    plain = torch.optim.SGD(problem.parameters, lr=0.0)
-    for engine in ("loop", "func"):
-        wrapped = gs.MultiObjectiveOptimizer(plain, gs.UPGrad(), shared=problem.trunk, engine=engine)
-        found[f"gradsurgery, {engine}, UPGrad"] = wrapped_step(wrapped, problem)
-    if importlib.util.find_spec("torchjd"):
-        found["torchjd, mtl_backward, UPGrad"] = torchjd_step(problem)
-    return found
+def able(candidates: dict[str, Builder]) -> tuple[dict[str, Runner], dict[str, str]]:
+    """The contenders that can do a step, and why others cannot."""
+    runners, unable = {}, {}
+    for name, builder in candidates.items():
+        try:
+            runner = Runner(builder(), 1)
+            first = runner.seconds()
+        except Exception as error:  # a peer's limits are a result
+            unable[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+        else:
+            usual = first if first > 0.1 else runner.seconds()
+            runners[name] = runner._replace(repeats=max(1, round(SHORTEST / usual)))
+    return runners, unable
 
 
-def wrapped_step(wrapped: gs.MultiObjectiveOptimizer, problem: Problem) -> Callable[[], object]:
-    return lambda: wrapped.backward(problem.losses)
-
-
-def torchjd_step(problem: Problem) -> Callable[[], object]:
-    from torchjd.aggregation import UPGrad
-    from torchjd.autojac import jac_to_grad, mtl_backward
-
-    aggregator = UPGrad()
-
-    def step() -> None:
-        z = problem.trunk(problem.inputs)
-        losses = [(head(z) - k).square().mean() for k, head in enumerate(problem.heads)]
-        mtl_backward(losses, features=z)
-        jac_to_grad(problem.trunk.parameters(), aggregator)
-
-    return step
-
-
-def measure(steps: dict[str, Callable[[], object]], problem: Problem, rounds: int) -> dict[str, dict[str, float]]:
-    """Medians over rounds; in each round every contender runs once, and is compared with that round's plain sum."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(rounds + 3):
-        for name, step in steps.items():
-            problem.clear()
-            start = time.perf_counter()
-            step()
-            if turn >= 3:  # the first rounds warm up
-                seconds[name].append(time.perf_counter() - start)
-    reference = seconds["plain sum"]
+def measure(runners: dict[str, Runner], rounds: int) -> dict[str, dict[str, float]]:
+    """Medians over turns; in each, everyone runs once and is compared with that turn's plain sum."""
+    seconds: dict[str, list[float]] = {name: [] for name in runners}
+    for _ in range(rounds):
+        for name, runner in runners.items():
+            spent = seconds[name]
+            if len(spent) < FEWEST or sum(spent) * runner.repeats < LONGEST or name == PLAIN:
+                spent.append(runner.seconds())
     return {
         name: {
-            "milliseconds": round(1e3 * statistics.median(values), 3),
+            "milliseconds": round(1e3 * statistics.median(spent), 3),
             "relative_to_plain_sum": round(
-                statistics.median(v / r for v, r in zip(values, reference, strict=True)), 2
+                statistics.median(own / plain for own, plain in zip(spent, seconds[PLAIN], strict=False)), 3
             ),
+            "turns": len(spent),
         }
-        for name, values in seconds.items()
+        for name, spent in seconds.items()
+    }
+
+
+def best_of_peer(runners: dict[str, Runner]) -> tuple[str | None, dict[str, float]]:
+    """The peer's fastest configuration, and how all of them did."""
+    candidates = [name for name in runners if name.startswith(PEER)]
+    if len(candidates) < 2:
+        return (candidates[0] if candidates else None), {}
+    found = measure({name: runners[name] for name in [PLAIN, *candidates]}, TRIAL)
+    trial = {name: figures["relative_to_plain_sum"] for name, figures in found.items() if name != PLAIN}
+    return min(trial, key=trial.__getitem__), trial
+
+
+def trunk_gradient(contender: Contender, problem: Tasks) -> torch.Tensor:
+    """What a step leaves behind in the trunk, whose parameters are the first."""
+    contender.run()
+    trunk = contender.parameters[: len(list(problem.trunk.parameters()))]
+    return torch.cat([parameter.grad.flatten().double() for parameter in trunk if parameter.grad is not None])
+
+
+def run(case: Case, rounds: int, *, with_memory: bool) -> dict[str, Any]:
+    """Everything about one case."""
+    problem = case.build()
+    runners, unable = able(builders(problem))
+    best, trial = best_of_peer(runners)
+    kept = {name: runner for name, runner in runners.items() if not name.startswith(PEER) or name == best}
+    figures: dict[str, dict[str, Any]] = dict(measure(kept, rounds))
+    if isinstance(problem, Tasks):
+        expected = trunk_gradient(kept[NAIVE].contender, problem)
+        for name, runner in kept.items():
+            if name not in (PLAIN, NAIVE):
+                apart = (trunk_gradient(runner.contender, problem) - expected).norm() / expected.norm()
+                figures[name]["difference_to_naive_loop"] = float(f"{float(apart):.1e}")
+    if with_memory and best is not None:
+        plain = megabytes(case.name, PLAIN)
+        for name in (*case.ours, best):
+            if name in kept:
+                figures[name]["megabytes_above_plain_sum"] = round(megabytes(case.name, name) - plain, 1)
+        figures[PLAIN]["megabytes"] = round(plain, 1)
+    required = {"at_most": case.at_most, "times_faster": case.faster, "share_of_memory": case.share}
+    return {
+        "case": case.name,
+        "ours": case.ours,
+        "peer": best,
+        "required": required,
+        "figures": figures,
+        "configurations_of_peer": trial,
+        "unable": unable,
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=25, help="rounds a case (default: 25)")
+    parser.add_argument("--rounds", type=int, default=15, help="turns a case (default: 15)")
+    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--no-memory", action="store_true", help="leave out peak memory")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "step.json")
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    run_on_one_thread()
+    warnings.simplefilter("ignore")
     results = []
-    for layers, width, batch, losses in CASES:
-        problem = Problem(layers, width, batch, losses)
-        figures = measure(contenders(problem), problem, options.rounds)
-        results.append({"layers": layers, "width": width, "batch": batch, "losses": losses, "figures": figures})
-        print(f"{layers} x {width}, batch {batch}, K = {losses}")
-        for name, row in figures.items():
-            print(f"  {name:32s} {row['milliseconds']:9.2f} ms   {row['relative_to_plain_sum']:5.2f} x plain sum")
+    for case in CASES:
+        if options.only in case.name:
+            results.append(run(case, options.rounds, with_memory=not options.no_memory))
+            show(results[-1])
     save(options.out, rounds=options.rounds, cases=results)
+    print(table(results))
+
+
+def show(result: dict[str, Any]) -> None:
+    print(result["case"])
+    for name, row in result["figures"].items():
+        memory = row.get("megabytes_above_plain_sum")
+        above = "" if memory is None else f"   {memory:7.1f} MB above"
+        print(f"  {name:90s} {row['milliseconds']:9.2f} ms   {row['relative_to_plain_sum']:6.2f} x plain sum{above}")
+    for name, reason in result["unable"].items():
+        print(f"  {name:90s} {reason}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""Surgery at a point inside the network: the block, and heads that evaluate in one go behind it."""
+"""Surgery at a point inside the network."""
 
-from collections.abc import Sequence
-from itertools import accumulate
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
-from .aggregators import Aggregator
+from . import kernels
+from .aggregators import Aggregator, GramianAggregator
 from .distributed import check_single_process
-from .sharing import mark_task_specific
+from .heads import FusedHeads
+
+__all__ = ["FusedHeads", "ImpartialityBlock"]
 
 
 class ImpartialityBlock(nn.Module):
@@ -107,26 +107,48 @@ class ImpartialityBlock(nn.Module):
 
     def aggregate(self, rows: Tensor, z: Tensor) -> Tensor:
         """Turns the K gradients ``(K, *z.shape)`` into the one that is passed on."""
-        check_single_process("ImpartialityBlock")
         wide_dtype = torch.promote_types(rows.dtype, torch.float32)
-        factor = 1.0 if self.grad_scaler is None else float(self.grad_scaler.get_scale())
-        wide = rows if factor == 1.0 else rows.to(wide_dtype) / factor
-        direction: Tensor = self.aggregator([wide], at=z)[0]
-        if factor != 1.0:
-            direction = direction * factor
+        if self.needs_rows:
+            check_single_process("ImpartialityBlock")
+            factor = self._loss_scale()
+            wide = rows if factor == 1.0 else rows.to(wide_dtype) / factor
+            direction: Tensor = self.aggregator([wide], at=z)[0]
+            direction = direction if factor == 1.0 else direction * factor
+        else:
+            weights = self.weights(kernels.gramian([rows])[0])
+            direction = kernels.combine([rows], weights.unsqueeze(0))[0]
         if self.rescale:
-            norm, target = _norm(direction), _norm(rows.sum(0, dtype=wide_dtype))
-            direction = direction.double() * torch.where(norm > 0, target / norm, 1.0)
+            direction = self.rescaled(direction, rows.sum(0, dtype=wide_dtype))
         return direction.to(rows.dtype)
+
+    @staticmethod
+    def rescaled(direction: Tensor, total: Tensor) -> Tensor:
+        """The direction with the Frobenius norm of ``total``, in float64; zero stays zero.
+
+        In float64, squares of float32 numbers neither overflow nor underflow.
+        """
+        norm, target = (torch.linalg.vector_norm(vector, dtype=torch.float64) for vector in (direction, total))
+        if not norm.is_cpu:
+            return direction.double() * torch.where(norm > 0, target / norm, 1.0)
+        length = float(norm)  # three small operations less, which in a small network one notices
+        return direction.double() * (float(target) / length if length > 0 else 1.0)
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether the method needs the gradients themselves, not only their inner products."""
+        return self.aggregator.needs_jacobian or not isinstance(self.aggregator, GramianAggregator)
+
+    def weights(self, gramian: Tensor) -> Tensor:
+        """The weights ``(K,)`` of the K gradients, by a method that needs only their inner products ``(K, K)``."""
+        check_single_process("ImpartialityBlock")
+        factor = self._loss_scale()
+        return cast(GramianAggregator, self.aggregator).solve(gramian if factor == 1.0 else gramian / factor**2)
+
+    def _loss_scale(self) -> float:
+        return 1.0 if self.grad_scaler is None else float(self.grad_scaler.get_scale())
 
     def extra_repr(self) -> str:
         return f"num_branches={self.num_branches}, rescale={self.rescale}"
-
-
-def _norm(vector: Tensor) -> Tensor:
-    """The Frobenius norm in float64, where squares of float32 numbers neither overflow nor underflow."""
-    norm: Tensor = torch.linalg.vector_norm(vector, dtype=torch.float64)
-    return norm
 
 
 class _Impartial(torch.autograd.Function):
@@ -143,117 +165,3 @@ class _Impartial(torch.autograd.Function):
     def backward(ctx: Any, rows: Tensor) -> tuple[Tensor, None]:
         (z,) = ctx.saved_tensors
         return ctx.block.aggregate(rows, z), None
-
-
-class FusedHeads(nn.Module):
-    """K linear heads on one representation, in one matrix product each way.
-
-    The weights of all heads lie in one matrix, and the forward pass is a single product with it. Through an
-    :class:`ImpartialityBlock`, the backward pass obtains the K gradients with respect to z in one padded batched
-    product.
-
-    Args:
-        in_features: Width of the representation.
-        out_features: Width of each head's output.
-        bias: Whether the heads have biases.
-
-    Shape:
-        - input: ``(..., in_features)``, and a block with one branch a head, or None.
-        - output: K tensors ``(..., out_features[k])``.
-
-    Raises:
-        ValueError: A width is < 1, there is no head, the input has another shape, or the block another number of
-            branches.
-
-    Cost:
-        One product forward; backward, one for the weights and one padded to the widest head for z.
-
-    Example:
-        >>> heads = FusedHeads(50, [1, 3])
-        >>> [tuple(output.shape) for output in heads(torch.zeros(8, 50), ImpartialityBlock(2, PCGrad()))]
-        [(8, 1), (8, 3)]
-    """
-
-    def __init__(self, in_features: int, out_features: Sequence[int], *, bias: bool = True) -> None:
-        super().__init__()
-        widths = tuple(int(width) for width in out_features)
-        if in_features < 1 or not widths or min(widths) < 1:
-            raise ValueError(
-                f"FusedHeads: `in_features` and `out_features` must be >= 1, got {in_features} and {list(widths)}."
-            )
-        self.in_features = in_features
-        self.out_features = widths
-        self.weight = nn.Parameter(torch.empty(sum(widths), in_features))
-        self.bias = nn.Parameter(torch.empty(sum(widths))) if bias else None
-        self.padded: Tensor  # for each row of weight its place when all heads are as wide as the widest
-        self.register_buffer("padded", None, persistent=False)
-        mark_task_specific(self)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draws weights and biases as ``nn.Linear`` does, which depends on ``in_features`` alone."""
-        widest = max(self.out_features)
-        places = [head * widest + row for head, width in enumerate(self.out_features) for row in range(width)]
-        self.padded = torch.tensor(places, device=self.weight.device)
-        bound = self.in_features**-0.5
-        nn.init.uniform_(self.weight, -bound, bound)
-        if self.bias is not None:
-            nn.init.uniform_(self.bias, -bound, bound)
-
-    def head_slices(self) -> list[slice]:
-        """The rows of ``weight`` that belong to each head."""
-        ends = list(accumulate(self.out_features))
-        return [slice(end - width, end) for end, width in zip(ends, self.out_features, strict=True)]
-
-    def forward(self, z: Tensor, block: ImpartialityBlock | None = None) -> tuple[Tensor, ...]:
-        """Applies all heads to ``z``; through ``block``, if given, each to a view of its own."""
-        if z.ndim == 0 or z.shape[-1] != self.in_features:
-            raise ValueError(f"FusedHeads: `z` must be (..., {self.in_features}), got {tuple(z.shape)}.")
-        if block is None:
-            output = functional.linear(z, self.weight, self.bias)
-        elif block.num_branches != len(self.out_features):
-            raise ValueError(
-                f"FusedHeads: `block` must have one branch a head, {len(self.out_features)}, got "
-                f"{block.num_branches}."
-            )
-        else:
-            output = _HeadsOnViews.apply(block.expand(z), self.weight, self.bias, self)  # type: ignore[no-untyped-call]
-        return tuple(output.split(self.out_features, dim=-1))
-
-    def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={list(self.out_features)}"
-
-
-class _HeadsOnViews(torch.autograd.Function):
-    """All heads on K equal views: one product forward, one gradient a view backward."""
-
-    @staticmethod
-    def forward(ctx: Any, views: Tensor, weight: Tensor, bias: Tensor | None, heads: FusedHeads) -> Tensor:
-        ctx.save_for_backward(views, weight)
-        ctx.heads = heads
-        ctx.bias_dtype = None if bias is None else bias.dtype
-        return functional.linear(views[0], weight, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        views, weight = ctx.saved_tensors
-        flat = gradient.reshape(-1, gradient.shape[-1])  # under autocast in a lower precision than the weights
-        grad_views = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            by_head = _gradient_by_head(flat, weight.to(flat.dtype), ctx.heads)
-            grad_views = by_head.view(views.shape).to(views.dtype)
-        if ctx.needs_input_grad[1]:
-            grad_weight = (flat.mT @ views[0].reshape(-1, views.shape[-1]).to(flat.dtype)).to(weight.dtype)
-        if ctx.bias_dtype is not None and ctx.needs_input_grad[2]:
-            grad_bias = flat.sum(0).to(ctx.bias_dtype)
-        return grad_views, grad_weight, grad_bias, None
-
-
-def _gradient_by_head(gradient: Tensor, weight: Tensor, heads: FusedHeads) -> Tensor:
-    """For each head the gradient with respect to its input: ``(N, sum(widths))`` to ``(K, N, in_features)``."""
-    count, widest = len(heads.out_features), max(heads.out_features)
-    padded_weight = weight.new_zeros(count * widest, weight.shape[1]).index_copy_(0, heads.padded, weight)
-    padded = gradient.new_zeros(gradient.shape[0], count * widest).index_copy_(1, heads.padded, gradient)
-    by_head = padded.view(-1, count, widest).transpose(0, 1)
-    return torch.bmm(by_head, padded_weight.view(count, widest, -1))

@@ -9,14 +9,15 @@ from torch import Tensor
 
 from .aggregators import Aggregator, CrossBatch
 from .distributed import check_single_process
-from .engines import Engine, PerLossGradients, Request
-from .losses import Losses, LossValues, named_losses, values_of
+from .engines import Engine, Instances, PerLossGradients, Request
+from .engines.workspace import Workspace
+from .losses import Losses, LossValues, check_instances, named_losses, split_instances, values_of
 from .ownership import Claim
 from .scalarizers import Scalarizer
 from .scope import Scope
 from .sharing import Sharing, parameters_of
 from .surgery import Plan, Surgery, in_order, operate, unscaled
-from .weighing import weigh
+from .weighing import Numbering, weigh
 
 Method = Aggregator | Scalarizer
 
@@ -26,6 +27,7 @@ class Settings:
     """What the user chose, once and for all."""
 
     engine: Engine
+    instances: Instances
     method: Method
     scope: Scope
 
@@ -51,7 +53,7 @@ class Run:
     names: list[str] = field(default_factory=list)
     groups: tuple[str, ...] = ()
     last: Surgery | None = None
-    workspace: dict[object, Tensor] = field(default_factory=dict)
+    workspace: Workspace = field(default_factory=dict)
     warned: bool = False
 
     def request(
@@ -83,13 +85,16 @@ class Run:
     def perform(self, request: Request, first: Surgery | None = None) -> Surgery:
         """Does one surgery, with the weights of the first one of the step if this is a later one."""
         method = self.settings.method
+        request, numbered = self._prepared(request)
         if isinstance(method, Scalarizer):
-            known, surgery = weigh(request, method, self.numbered, first)
+            if isinstance(request.losses, Tensor):
+                request = replace(request, losses=split_instances(request.losses))
+            known, surgery = weigh(request, method, numbered, first)
         else:
-            found = self.settings.engine.differentiate(request)
+            found = self._differentiate(request)
             self._warn_if_nothing_shared(found)
-            known, objectives = self.numbered(found.names, found.all_names)
-            with torch.no_grad():
+            known, objectives = numbered(found.names, found.all_names)
+            with torch.no_grad(), torch.autocast(found.values.device.type, enabled=False):
                 plan = Plan(
                     objectives=objectives,
                     scope=self.settings.scope,
@@ -108,7 +113,8 @@ class Run:
 
     def jacobian(self, request: Request) -> tuple[PerLossGradients, dict[Tensor, Tensor]]:
         """Unscaled per-loss gradients of the shared parameters, in the optimizer's order, in memory of their own."""
-        found = self.settings.engine.differentiate(replace(request, workspace={}, rows=True))
+        request, _ = self._prepared(request)
+        found = self._differentiate(replace(request, workspace={}, rows=True))
         blocks = {part.parameters[0]: part for part in found.jacobian().parts()}
         rows = {parameter: blocks[parameter].dense() for parameter in in_order(list(blocks), request.wrapped)}
         factor = _factor(request, found)
@@ -152,6 +158,38 @@ class Run:
         """All names seen so far, in order of first appearance, and which of them the present losses are."""
         known = self.names + [name for name in every if name not in self.names]
         return known, [known.index(name) for name in present]
+
+    def _prepared(self, request: Request) -> tuple[Request, Numbering]:
+        """The request with its losses at hand where they need not come as a callable, and how to number them.
+
+        Losses of samples are numbered by position and forgotten: in the next step the samples are others.
+        """
+        if not self.settings.engine.needs_callable:
+            request = replace(request, losses=request.evaluated())
+        if not isinstance(request.losses, Tensor):
+            return request, self.numbered
+        check_instances(request.losses)
+        self._check_method_for_instances(request.losses)
+        return request, lambda present, every: (self.names, list(range(len(present))))
+
+    def _differentiate(self, request: Request) -> PerLossGradients:
+        engine = self.settings.instances if isinstance(request.losses, Tensor) else self.settings.engine
+        return engine.differentiate(request)
+
+    def _check_method_for_instances(self, losses: Tensor) -> None:
+        method, shape = self.settings.method, tuple(losses.shape)
+        if method.keeps_buffers:
+            raise TypeError(
+                f"MultiObjectiveOptimizer: `losses` must be a dict or sequence of scalars for a method that "
+                f"remembers something from step to step, got a tensor of shape {shape} with {type(method).__name__}. "
+                f"A sample is not the same objective in every step: use a method without a state, such as MGDA."
+            )
+        if isinstance(method, Aggregator) and method.needs_jacobian and not self.settings.instances.forms_rows:
+            raise TypeError(
+                f"MultiObjectiveOptimizer: `losses` must be a dict or sequence of scalars for a method that needs "
+                f"the gradients themselves, got a tensor of shape {shape} with {type(method).__name__}. Use a method "
+                f"that needs only inner products, or engine='loop', which forms the gradient of each loss."
+            )
 
     def _warn_if_nothing_shared(self, found: PerLossGradients) -> None:
         declared = self.sharing.explicit

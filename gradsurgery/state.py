@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .generators import HOST, draws_there, is_captured, own_generator, restore
+
 
 @dataclass(frozen=True)
 class _PerLoss:
@@ -193,6 +195,22 @@ class Stateful(nn.Module):
         members = self.modules() if self._modules else (self,)
         return self.keeps_buffers or any(isinstance(module, Randomized) for module in members)
 
+    def looks_back(self, device: torch.device) -> bool:
+        """Whether numbers on ``device`` have to be read before what a call leaves behind counts.
+
+        What a generator on a GPU has drawn there counts in any case.
+
+        Raises:
+            RuntimeError: A CUDA graph is being captured, which cannot replace what is remembered, nor draw elsewhere.
+        """
+        if self.keeps_buffers and is_captured(device):
+            raise RuntimeError(
+                f"{type(self).__name__}: gradients must not be captured in a CUDA graph by a method that remembers "
+                f"from call to call, got some on {device}. Call it outside of the graph."
+            )
+        drawing = [member for member in self._members() if isinstance(member, Randomized)]
+        return self.keeps_buffers or not all(member.draws_on(device) and device != HOST for member in drawing)
+
     def reset(self) -> None:
         """Forgets everything seen so far; random methods continue their sequence."""
         for member in self._members():
@@ -203,10 +221,16 @@ class Stateful(nn.Module):
 
     @contextmanager
     def transaction(self) -> Iterator[Callable[[], None]]:
-        """Yields a function that restores the state; if something raises, it is restored in any case."""
+        """Yields a function that restores the state; if something raises, it is restored in any case.
+
+        A generator on a GPU stays where it is: while a graph is captured, its position must not be asked for.
+        """
         members = self._members()
         buffers = [dict(member._buffers) for member in members]
-        generators = [m.generator.get_state() if isinstance(m, Randomized) else None for m in members]
+        generators = [
+            m.generator.get_state() if isinstance(m, Randomized) and m.generator.device == HOST else None
+            for m in members
+        ]
 
         def roll_back() -> None:
             for member, before, position in zip(members, buffers, generators, strict=True):
@@ -258,34 +282,43 @@ class Stateful(nn.Module):
 class Randomized(Stateful):
     """A method that draws random numbers, from a generator of its own.
 
+    What a GPU draws is not waited for, not even to find out whether it was of use: gradients that are not finite
+    leave a generator on the CPU where it was, and one on a GPU a call further.
+
     Args:
-        generator: Source of the draws, on the CPU. ``None``: a new one, seeded with the global generator's
-            seed; the global generator itself is never advanced.
+        generator: Source of the draws, on the CPU or, where ``draws_on_gpu``, on a GPU. ``None``: a new one on the
+            CPU, seeded with the global generator's seed; the global generator itself is never advanced.
 
     Raises:
-        TypeError: ``generator`` is not a generator on the CPU.
+        TypeError: ``generator`` is not such a generator.
     """
+
+    draws_on_gpu: bool = False
+    """Whether the generator may be on a GPU."""
 
     def __init__(self, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        if generator is None:
-            generator = torch.Generator().manual_seed(torch.initial_seed())
-        if not isinstance(generator, torch.Generator) or generator.device.type != "cpu":
-            raise TypeError(
-                f"{type(self).__name__}: `generator` must be a torch.Generator on the CPU, got {generator!r}."
-            )
-        self.generator = generator
+        self.generator = own_generator(generator, self.draws_on_gpu, type(self).__name__)
+
+    def draws_on(self, device: torch.device) -> bool:
+        """Whether draws for tensors on ``device`` are made there.
+
+        Raises:
+            RuntimeError: They are not, and a CUDA graph is being captured.
+        """
+        return draws_there(self.generator, device, type(self).__name__)
 
     def get_extra_state(self) -> Tensor:
         return self.generator.get_state()
 
     def set_extra_state(self, state: Tensor) -> None:
-        self.generator.set_state(state.cpu())
+        restore(self.generator, state, type(self).__name__)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "generator": self.generator.get_state()}
+        return {**self.__dict__, "generator": (self.generator.device, self.generator.get_state())}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        generator = torch.Generator()
-        generator.set_state(state["generator"])
+        device, position = state["generator"]
+        generator = torch.Generator(device)
+        generator.set_state(position)
         super().__setstate__({**state, "generator": generator})  # type: ignore[no-untyped-call]

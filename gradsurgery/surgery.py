@@ -72,7 +72,8 @@ def operate(found: PerLossGradients, method: Aggregator, plan: Plan) -> Surgery:
     indices, labels = grouped(parameters, plan.scope, plan.sharing, plan.wrapped, plan.names)
     _check_state(method, labels, plan.last_groups)
     groups = dict(zip(parameters, indices, strict=True)) if labels else None
-    sound = not method.stateful or all_finite(gradient for _, gradient in found.plain)
+    looks_back = method.stateful and method.looks_back(parameters[0].device)
+    sound = not looks_back or all_finite(gradient for _, gradient in found.plain)
     gramian = None
     with method.transaction() as roll_back:
         if isinstance(method, GramianAggregator) and not method.needs_jacobian:

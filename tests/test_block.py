@@ -496,6 +496,169 @@ def test_fused_heads_with_frozen_parts() -> None:
     assert float(z.grad.norm()) > 0
 
 
+class _Seen(gs.GramianAggregator):
+    """Keeps what it was given: whether the gradients were formed shows in their number of calls alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def weights(self, gramian: Tensor, losses: Tensor | None = None) -> Tensor:
+        self.seen.append(gramian)
+        return torch.arange(1.0, 1 + len(gramian), dtype=torch.float64)
+
+
+def behind(
+    heads: gs.FusedHeads, z: Tensor, received: Tensor, aggregator: Aggregator, *, rescale: bool = True
+) -> Tensor:
+    """The gradient with respect to z where the outputs of all heads receive ``received``."""
+    z = z.detach().clone().requires_grad_()
+    outputs = heads(z, gs.ImpartialityBlock(len(heads.out_features), aggregator, rescale=rescale))
+    torch.cat(outputs, dim=-1).backward(received)
+    assert z.grad is not None
+    return z.grad
+
+
+def rows_of(heads: gs.FusedHeads, received: Tensor) -> Tensor:
+    """The gradient with respect to z of each head by itself, in float64."""
+    weight = heads.weight.detach().double()
+    return torch.stack([received[..., own].double() @ weight[own] for own in heads.head_slices()])
+
+
+@pytest.mark.parametrize("widths", [[1], [1, 1, 1], [2, 1, 3], [4] * 6, [60, 2], [40] * 3], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_fused_heads_find_the_gramian_of_their_gradients(widths: list[int], dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    heads, method = gs.FusedHeads(7, widths).to(dtype), _Seen()
+    received = torch.randn(2, 9, sum(widths), generator=generator, dtype=dtype)
+    found = behind(heads, torch.zeros(2, 9, 7, dtype=dtype), received, method, rescale=False)
+    rows, tolerance = rows_of(heads, received).flatten(1), 1e-6 if dtype == torch.float32 else 1e-13
+    assert_near(method.seen[0], rows @ rows.mT, tolerance)
+    expected = torch.arange(1.0, 1 + len(widths), dtype=torch.float64) @ rows
+    assert_near(found.flatten(), expected, tolerance)
+
+
+@pytest.mark.parametrize("build", GRAMIAN_METHODS)
+@pytest.mark.parametrize("rescale", [True, False])
+def test_fused_heads_are_the_method_on_their_gradients(build: Callable[[], Aggregator], rescale: bool) -> None:
+    heads = gs.FusedHeads(6, [2, 1, 3]).double()
+    received = torch.randn(8, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    rows = rows_of(heads, received)
+    expected = build()(rows.flatten(1))
+    if rescale:
+        expected = expected * rows.sum(0).norm() / expected.norm()
+    found = behind(heads, torch.zeros(8, 6).double(), received, build(), rescale=rescale)
+    assert_near(found.flatten(), expected, 1e-11)
+
+
+@pytest.mark.parametrize("scale", [2.0**-200, 2.0**-40, 2.0**40])
+def test_fused_heads_do_not_depend_on_the_scale(scale: float) -> None:
+    heads, z = gs.FusedHeads(6, [2, 1, 3]).double(), torch.zeros(8, 6).double()
+    received = torch.randn(8, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    for build in (gs.MGDA, gs.UPGrad):
+        expected = behind(heads, z, received, build())
+        assert_same_bits(behind(heads, z, scale * received, build()), scale * expected)
+
+
+def test_fused_heads_whose_terms_cancel_form_their_gradients() -> None:
+    """All weights of the first head are equal and what it receives adds up to zero: products would leave noise."""
+    heads, noise = gs.FusedHeads(20, [4, 2]).double(), torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        heads.weight[:4] = heads.weight[:1].clone()
+    received = torch.randn(50, 6, generator=noise, dtype=torch.float64)
+    received[:, 3] = -received[:, :3].sum(1)
+    for _ in range(5):
+        received = received.roll(1, 0) / 3
+        method = _Seen()
+        behind(heads, torch.zeros(50, 20).double(), received, method)
+        length = float(method.seen[0][0, 0])
+        assert 0 <= length <= 1e-28 * float(received[:, :4].square().sum())
+        assert float(method.seen[0][0, 1]) ** 2 <= length * float(method.seen[0][1, 1]) * (1 + 1e-12)
+
+
+def test_fused_heads_with_opposed_gradients() -> None:
+    heads = gs.FusedHeads(5, [2, 2]).double()
+    with torch.no_grad():
+        heads.weight[2:] = heads.weight[:2]
+    received = torch.randn(9, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    opposed = torch.cat([received, -received], dim=1)
+    assert float(behind(heads, torch.zeros(9, 5).double(), opposed, gs.MGDA()).norm()) < 1e-14
+    third = torch.cat([received, -received / 2], dim=1)
+    assert float(behind(heads, torch.zeros(9, 5).double(), third, gs.MGDA(), rescale=False).norm()) < 1e-14
+
+
+@pytest.mark.parametrize("bad", [torch.inf, torch.nan])
+@pytest.mark.parametrize("build", [lambda: gs.GradNorm(alpha=0.0), gs.GradDrop, gs.MGDA])
+def test_fused_heads_pass_on_nonfinite_gradients(build: Callable[[], Aggregator], bad: float) -> None:
+    heads, method, z = gs.FusedHeads(5, [2, 2]), build(), torch.ones(9, 5)
+    behind(heads, z, torch.ones(9, 4), method)
+    before = copy.deepcopy(dict(method.state_dict()))
+    received = torch.ones(9, 4)
+    received[3, 1] = bad
+    for rescale in (True, False):
+        assert not bool(behind(heads, z, received, method, rescale=rescale).isfinite().all())
+    assert_same_bits(dict(method.state_dict()), before)
+
+
+def test_fused_heads_give_the_jacobian_to_methods_that_need_it() -> None:
+    heads, z = gs.FusedHeads(5, [2, 1]).double(), torch.linspace(-1, 1, 20).double().view(4, 5)
+    received = torch.randn(4, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    method, same = (gs.GradDrop(generator=torch.Generator().manual_seed(1)) for _ in range(2))
+    expected = same([rows_of(heads, received)], at=z)[0]
+    assert_near(behind(heads, z, received, method, rescale=False), expected, 1e-12)
+
+
+@pytest.mark.parametrize("scale", [1024.0, 3.0])
+def test_fused_heads_know_the_grad_scaler(scale: float) -> None:
+    heads = gs.FusedHeads(5, [2, 1]).double()
+    z = torch.zeros(4, 5, dtype=torch.float64, requires_grad=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    block = gs.ImpartialityBlock(2, _Inhomogeneous(), rescale=False, grad_scaler=scaler)
+    received = torch.randn(4, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    torch.cat(heads(z, block), dim=-1).backward(scale * received)
+    expected = _Inhomogeneous()(rows_of(heads, received).flatten(1))
+    assert_near(z.grad.flatten(), scale * expected, 1e-12)
+
+
+def test_fused_heads_under_autocast() -> None:
+    heads, trunk = gs.FusedHeads(16, [2, 1]), nn.Linear(3, 16)
+    gradient = {}
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            outputs = heads(trunk(torch.linspace(-1, 1, 24).view(8, 3)), gs.ImpartialityBlock(2, gs.UPGrad()))
+        assert outputs[0].dtype == (torch.bfloat16 if enabled else torch.float32)
+        trunk.zero_grad()
+        objective(outputs).backward()
+        gradient[enabled] = trunk.weight.grad.clone()
+    assert_near(gradient[True], gradient[False], 0.05)
+
+
+def test_fused_heads_in_low_precision() -> None:
+    heads, z = gs.FusedHeads(16, [2, 1]), torch.linspace(-1, 1, 128).view(8, 16)
+    received = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
+    expected = behind(heads, z, received, gs.UPGrad())
+    found = behind(heads.bfloat16(), z.bfloat16(), received.bfloat16(), gs.UPGrad())
+    assert found.dtype == torch.bfloat16
+    assert_near(found, expected, 0.02)
+
+
+def test_fused_heads_of_which_one_is_used() -> None:
+    heads, z = gs.FusedHeads(5, [2, 1]).double(), torch.ones(4, 5, dtype=torch.float64, requires_grad=True)
+    heads(z, gs.ImpartialityBlock(2, gs.PCGrad()))[1].sum().backward()
+    assert_near(z.grad, heads.weight.detach()[2].expand(4, 5), 1e-12)
+
+
+def test_fused_heads_differentiated_twice() -> None:
+    heads, z = gs.FusedHeads(5, [2, 1]).double(), torch.ones(4, 5, dtype=torch.float64, requires_grad=True)
+    loss = objective(heads(z, gs.ImpartialityBlock(2, gs.MGDA(), rescale=False)))
+    torch.autograd.grad(3 * loss, heads.weight, retain_graph=True)  # leaves nothing behind
+    first, second = (torch.autograd.grad(loss, z, retain_graph=True)[0] for _ in range(2))
+    assert_same_bits(first, second)
+    (gradient,) = torch.autograd.grad(loss, z, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
 def test_fused_heads_initialise_like_linear_layers() -> None:
     torch.manual_seed(0)
     heads, layer = gs.FusedHeads(16, [200, 300]), nn.Linear(16, 500)

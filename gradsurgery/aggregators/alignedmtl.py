@@ -5,9 +5,9 @@ from typing import get_args
 
 from torch import Tensor
 
-from ..solvers import aligned_weights
+from ..solvers import aligned_weights, device
 from ..solvers.alignment import Scale
-from .host import on_host
+from .host import on_host_or_device
 from .preference import Preferring
 
 
@@ -25,6 +25,7 @@ class AlignedMTL(Preferring):
         zero_rows_constrain_nothing: a zero row gets weight zero.
         one_loss_is_identity: with one loss, ``w = 1``.
         batched: leading dimensions are separate problems.
+        no_host_sync: on a GPU nothing is read on the host for up to 8 losses, nor for more in a CUDA graph.
 
     Weights can be negative, and a loss whose gradient is long and opposed to others can get worse. The rank of the
     rows is that of the unit rows, so that no gradient is too small to count; where it changes, so does d.
@@ -44,7 +45,7 @@ class AlignedMTL(Preferring):
             the losses.
 
     Cost:
-        An eigendecomposition of size K on the host; about a dozen inversions where the norms are very far apart.
+        An eigendecomposition of size K; on the host about a dozen inversions where the norms are very far apart.
 
     References:
         Senushkin et al., Independent component alignment for multi-task learning, CVPR 2023 (arXiv:2305.19000),
@@ -66,4 +67,4 @@ class AlignedMTL(Preferring):
 
     def weights(self, gramian: Tensor, losses: Tensor | None = None) -> Tensor:
         preference = self.preferences(gramian.shape[-1])
-        return on_host(lambda gramians: aligned_weights(gramians, preference, self.scale), gramian)
+        return on_host_or_device(aligned_weights, device.aligned_weights, gramian, preference, self.scale)

@@ -24,7 +24,7 @@ class Aggregator(Stateful, ABC):
 
     Guarantees:
         nonfinite_propagates: a Jacobian with a non-finite entry gives a non-finite direction, raises nothing
-            and leaves the state as it was.
+            and leaves the state as it was, but for the position of a generator on a GPU.
         state_round_trip: saved, loaded, copied or pickled, a method continues bit-identically.
     """
 
@@ -132,16 +132,18 @@ class Aggregator(Stateful, ABC):
     def _guarded_direction(self, blocks: list[Tensor], losses: Tensor | None, at: Tensor | None) -> list[Tensor]:
         """:meth:`direction`, NaN and without trace in the state where a block is not finite."""
         given = [*blocks, losses] if losses is not None and self.uses_losses else blocks
-        if all(tensor.is_cpu for tensor in given) and not all(kernels.is_finite(tensor) for tensor in given):
+        on_host = all(tensor.is_cpu for tensor in given)
+        if on_host and not all(kernels.is_finite(tensor) for tensor in given):
             return undefined(blocks)
+        looks_back = not on_host and self.looks_back(blocks[0].device)
         with self.transaction() as roll_back:
             directions = self.direction(blocks, losses, at)
             if self.keeps_buffers and not all(kernels.is_finite(direction) for direction in directions):
                 roll_back()  # numbers that overflow on the way must not stay in the state
-            if all(tensor.is_cpu for tensor in given):
+            if on_host:
                 return directions
             finite = torch.stack([tensor.isfinite().all().to(blocks[0].device) for tensor in given]).all()
-            if self.stateful and not bool(finite):
+            if looks_back and not bool(finite):
                 roll_back()
         return [
             torch.where(finite.to(direction.device), direction, torch.full_like(direction, torch.nan))
@@ -242,9 +244,10 @@ class GramianAggregator(Aggregator):
             losses = torch.where(known.unsqueeze(-1), values, torch.ones_like(values))
             finite = finite & known.to(finite.device)
         identity = torch.eye(gramian.shape[-1], dtype=gramian.dtype, device=gramian.device)
+        looks_back = self.looks_back(gramian.device)
         with self.transaction() as roll_back:
             weights = self.weights(torch.where(finite[..., None, None], gramian, identity), losses)
-            if self.stateful and not (bool(finite.all()) and kernels.is_finite(weights)):
+            if looks_back and not (bool(finite.all()) and kernels.is_finite(weights)):
                 roll_back()
         return torch.where(finite[..., None], weights, torch.full_like(weights, torch.nan))
 

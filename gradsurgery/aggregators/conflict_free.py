@@ -3,11 +3,11 @@
 import numpy as np
 from torch import Tensor
 
-from ..solvers import equal_projections
+from ..solvers import device, equal_projections
 from ..solvers.arrays import Array
 from ..solvers.scaling import unit_gramian
 from .base import GramianAggregator
-from .host import on_host
+from .host import on_host_or_device
 
 
 class ConFIG(GramianAggregator):
@@ -24,6 +24,7 @@ class ConFIG(GramianAggregator):
         zero_rows_constrain_nothing: a zero row gets weight zero.
         one_loss_is_identity: with one loss, ``w = 1``.
         batched: leading dimensions are separate problems.
+        no_host_sync: on a GPU nothing is read on the host for up to 8 losses, nor for more in a CUDA graph.
 
     As long as the rows are linearly independent, d makes no loss worse. Weights can be negative.
 
@@ -35,8 +36,8 @@ class ConFIG(GramianAggregator):
         ValueError: ``gramian`` is not square in its last two dimensions.
 
     Cost:
-        A Cholesky factorization and a solve of size K on the host; an eigendecomposition where the rows are close
-        to linearly dependent.
+        A Cholesky factorization and a solve of size K; on the host an eigendecomposition where the rows are close to
+        linearly dependent.
 
     References:
         Liu, Chu and Thuerey, ConFIG: towards conflict-free training of physics informed neural networks, ICLR
@@ -50,7 +51,7 @@ class ConFIG(GramianAggregator):
     """
 
     def weights(self, gramian: Tensor, losses: Tensor | None = None) -> Tensor:
-        return on_host(conflict_free_weights, gramian)
+        return on_host_or_device(conflict_free_weights, _weights_on_device, gramian)
 
 
 def conflict_free_weights(gramian: Array) -> Array:
@@ -62,3 +63,12 @@ def conflict_free_weights(gramian: Array) -> Array:
     squared = np.add.reduce(solution * progress, axis=1, keepdims=True)
     weights: Array = solution * (length / (squared + (squared == 0))) / norms
     return weights
+
+
+def _weights_on_device(gramian: Tensor) -> Tensor:
+    cosines, norms, nonzero = device.unit_gramian(gramian)
+    solution, _ = device.equal_projections(cosines, nonzero.double(), approximate=True)
+    progress = (cosines @ solution.unsqueeze(-1)).squeeze(-1)
+    length = (norms * progress).sum(-1, keepdim=True)
+    squared = (solution * progress).sum(-1, keepdim=True)
+    return solution * (length / (squared + (squared == 0))) / norms

@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from ..solvers import project_on_dual_cone
+from ..solvers import device, project_on_dual_cone
 from ..solvers.arrays import Array
-from .host import on_host
+from .host import on_host_or_device
 from .preference import Preferring
 
 
@@ -21,6 +21,7 @@ class DualProj(Preferring):
         zero_rows_constrain_nothing: a zero row counts in the average and constrains nothing.
         one_loss_is_identity: with one loss, ``w = 1``.
         batched: leading dimensions are separate problems.
+        no_host_sync: on a GPU nothing is read on the host for up to 8 losses, nor for more in a CUDA graph.
 
     Args:
         preference: p, an importance >= 0 for each loss, not all zero; of losses that are absent, it is not used.
@@ -34,7 +35,7 @@ class DualProj(Preferring):
         ValueError: ``preference`` is empty, negative, not finite, all zero or shorter than the losses.
 
     Cost:
-        One non-negative least-squares problem of size K on the host; nothing that depends on P.
+        One non-negative least-squares problem of size K; nothing that depends on P.
 
     References:
         Quinton and Rey, Jacobian descent for multi-objective optimization (arXiv:2406.16232), section 2.3. The
@@ -50,8 +51,12 @@ class DualProj(Preferring):
     """
 
     def weights(self, gramian: Tensor, losses: Tensor | None = None) -> Tensor:
-        return on_host(_projected, gramian, self.preferences(gramian.shape[-1]))
+        return on_host_or_device(_projected, _projected_on_device, gramian, self.preferences(gramian.shape[-1]))
 
 
 def _projected(gramian: Array, preference: Array) -> Array:
     return project_on_dual_cone(gramian, preference[None, None])[:, 0]
+
+
+def _projected_on_device(gramian: Tensor, preference: Tensor) -> Tensor:
+    return device.project_on_dual_cone(gramian, preference[None, None])[:, 0]

@@ -4,12 +4,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..kernels import encounters
+from ..kernels import can_project, encounters, vaccinate
 from ..solvers.arrays import Array, Indices
 from ..solvers.scaling import unit_gramian
 from ..state import Randomized
 from .base import GramianAggregator
-from .pcgrad import random_order
+from .pcgrad import order_on_device, random_order
 
 _ONE = np.ones(())  # Python numbers would be converted at every use
 _ROUNDING = np.array(64 * np.finfo(np.float64).eps)  # of a squared length relative to that of the gradient
@@ -42,7 +42,8 @@ class GradVac(Randomized, GramianAggregator):
 
     Args:
         beta: How fast the targets follow, in [0, 1]. The paper's is 1e-2; 0.5 in LibMTL.
-        generator: Source of the random orders, on the CPU. ``None``: a new one, seeded with the global seed.
+        generator: Source of the random orders, on the CPU or a GPU. ``None``: a new one on the CPU, seeded with the
+            global seed.
 
     Shape:
         - gramian: ``(..., K, K)``.
@@ -50,10 +51,10 @@ class GradVac(Randomized, GramianAggregator):
 
     Raises:
         ValueError: ``beta`` is out of its range.
-        TypeError: ``generator`` is not a generator on the CPU.
+        TypeError: ``generator`` is not a generator on the CPU or a GPU.
 
     Cost:
-        K - 1 steps over a K x K matrix on the host, whatever P; a state of K x K numbers.
+        K - 1 steps over a K x K matrix, whatever P, on the host or in one launch; a state of K x K numbers.
 
     References:
         Wang et al., Gradient vaccine: investigating and improving multi-task optimization in massively multilingual
@@ -71,6 +72,8 @@ class GradVac(Randomized, GramianAggregator):
 
     # Departs from Wang et al., algorithm 1: the bound, without which a target of 1 would ask for infinitely much.
 
+    draws_on_gpu = True
+
     def __init__(self, beta: float = 1e-2, *, generator: torch.Generator | None = None) -> None:
         super().__init__(generator)
         if not 0 <= beta <= 1:
@@ -79,6 +82,11 @@ class GradVac(Randomized, GramianAggregator):
         self.register_per_loss("targets", 0.0, dims=(-2, -1))
 
     def weights(self, gramian: Tensor, losses: Tensor | None = None) -> Tensor:
+        if can_project(gramian):
+            aims = self.recall("targets", gramian)
+            corrected, reached = vaccinate(gramian, aims, order_on_device(gramian, self), self.beta)
+            self.remember("targets", reached)
+            return corrected
         on_host = gramian.cpu()
         targets = self.recall("targets", on_host)
         order = random_order(gramian.shape, self.generator)

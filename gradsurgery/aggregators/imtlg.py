@@ -1,13 +1,14 @@
 """IMTL-G: equal projections on all gradients."""
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from ..solvers import equal_projections
+from ..solvers import device, equal_projections
 from ..solvers.arrays import EPSILON, Array
 from ..solvers.scaling import NULL, unit_gramian
 from .base import GramianAggregator
-from .host import on_host
+from .host import on_host_or_device
 
 _DOUBTFUL = 1e-3
 """A smaller sum, relative to the largest that its terms could have, may be rounding."""
@@ -32,6 +33,7 @@ class IMTLG(GramianAggregator):
         zero_rows_constrain_nothing: a zero row gets weight zero.
         one_loss_is_identity: with one loss, ``w = 1``.
         batched: leading dimensions are separate problems.
+        no_host_sync: on a GPU nothing is read on the host for up to 8 losses, nor for more in a CUDA graph.
 
     Weights can be negative, and so can the common projection when the norms are very different: the paper's
     condition sets the sum of the weights to 1, not the sign of the step. The length of d has a pole where the
@@ -45,8 +47,8 @@ class IMTLG(GramianAggregator):
         ValueError: ``gramian`` is not square in its last two dimensions.
 
     Cost:
-        A Cholesky factorization and a solve of size K on the host; an eigendecomposition where the rows are close
-        to linearly dependent.
+        A Cholesky factorization and a solve of size K; on the host an eigendecomposition where the rows are close to
+        linearly dependent.
 
     References:
         Liu et al., Towards impartial multi-task learning, ICLR 2021, section 3.1.
@@ -58,7 +60,7 @@ class IMTLG(GramianAggregator):
     """
 
     def weights(self, gramian: Tensor, losses: Tensor | None = None) -> Tensor:
-        return on_host(_weights, gramian)
+        return on_host_or_device(_weights, _weights_on_device, gramian)
 
 
 def _weights(gramian: Array) -> Array:
@@ -81,3 +83,14 @@ def _rounding(cosines: Array) -> Array:
     smallest = np.minimum.reduce(values, axis=1, keepdims=True, where=values > NULL, initial=np.inf)
     relative: Array = _LAST_PLACES * cosines.shape[1] * EPSILON / smallest
     return relative
+
+
+def _weights_on_device(gramian: Tensor) -> Tensor:
+    cosines, norms, nonzero = device.unit_gramian(gramian)
+    inverse = nonzero / norms
+    shared, smallest = device.equal_projections(cosines, nonzero.double(), approximate=False)
+    weights = shared * inverse
+    total = weights.sum(-1, keepdim=True)
+    size = shared.abs().sum(-1, keepdim=True) * inverse.amax(-1, keepdim=True)
+    rounding = (_LAST_PLACES * cosines.shape[1] * EPSILON / smallest).clamp(max=_DOUBTFUL)
+    return weights / torch.where(total.abs() > rounding * size, total, torch.inf)

@@ -5,9 +5,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ..solvers import min_norm_weights
+from ..solvers import device, min_norm_weights
 from .base import GramianAggregator
-from .host import on_host
+from .host import on_host_or_device
 
 Normalization = Literal["none", "l2", "loss", "loss+"]
 
@@ -30,6 +30,7 @@ class MGDA(GramianAggregator):
         zero_rows_constrain_nothing: a zero row gets weight zero.
         one_loss_is_identity: with one loss and no normalisation, ``w = 1``.
         batched: leading dimensions are separate problems.
+        no_host_sync: on a GPU nothing is read on the host for up to 8 losses, nor for more in a CUDA graph.
 
     A loss with a small gradient receives a large weight: linear_under_scaling does not hold.
 
@@ -42,11 +43,12 @@ class MGDA(GramianAggregator):
         - output: ``(..., K)``, non-negative; sums to 1 without normalisation.
 
     Raises:
-        ValueError: ``normalization`` is unknown, or it needs losses and there are none or a non-positive one.
+        ValueError: ``normalization`` is unknown, or it needs losses and there are none or a non-positive one. On a
+            GPU nobody looks: a non-positive loss makes the weights NaN there.
 
     Cost:
-        As a rule one or two solves of size K on the host, some more where gradients depend on each other; nothing
-        that depends on P. ``solvers.optimality_gap`` tells how far from the optimum rounding has left the weights.
+        As a rule one or two solves of size K, some more where gradients depend on each other; nothing that depends on
+        P. ``solvers.optimality_gap`` tells how far from the optimum rounding has left the weights.
 
     References:
         Désidéri, Multiple-gradient descent algorithm (MGDA) for multiobjective optimization, C. R. Math. 350
@@ -75,21 +77,23 @@ class MGDA(GramianAggregator):
 
     def weights(self, gramian: Tensor, losses: Tensor | None = None) -> Tensor:
         if self.normalization == "none":
-            return on_host(min_norm_weights, gramian)
+            return on_host_or_device(min_norm_weights, device.min_norm_weights, gramian)
         scale = self._scale(gramian, losses)
         inverse = torch.where(scale > 0, 1.0 / scale, 0.0)
         normalized = gramian * inverse.unsqueeze(-1) * inverse.unsqueeze(-2)
-        return on_host(min_norm_weights, normalized) * inverse
+        weights = on_host_or_device(min_norm_weights, device.min_norm_weights, normalized) * inverse
+        return weights if gramian.is_cpu else torch.where(scale.isnan().any(-1, keepdim=True), torch.nan, weights)
 
     def _scale(self, gramian: Tensor, losses: Tensor | None) -> Tensor:
         norms = gramian.diagonal(dim1=-2, dim2=-1).sqrt()
         if self.normalization == "l2":
             return norms
-        if losses is None or bool((losses <= 0).any()):
+        if losses is None or (losses.is_cpu and bool((losses <= 0).any())):
             got = "none" if losses is None else losses.tolist()
             raise ValueError(
                 f"MGDA: `losses` must be positive for normalization={self.normalization!r}, got {got}. Hand "
                 f"over the loss values, or use normalization='l2'."
             )
-        values = losses.to(norms).expand_as(norms)
+        values = losses if losses.is_cpu else torch.where(losses > 0, losses, torch.nan)
+        values = values.to(norms).expand_as(norms)
         return values if self.normalization == "loss" else values * norms

@@ -106,6 +106,7 @@ CONTRACTS: dict[type[Aggregator], Contract] = {
         "zero_rows_constrain_nothing",
         "one_loss_is_identity",
         "batched",
+        "no_host_sync",
     ),
     PCGrad: _contract(
         PCGrad,
@@ -115,6 +116,7 @@ CONTRACTS: dict[type[Aggregator], Contract] = {
         "zero_rows_constrain_nothing",
         "one_loss_is_identity",
         "batched",
+        "no_host_sync",
         "state_round_trip",
     ),
     IMTLG: _contract(
@@ -125,6 +127,7 @@ CONTRACTS: dict[type[Aggregator], Contract] = {
         "zero_rows_constrain_nothing",
         "one_loss_is_identity",
         "batched",
+        "no_host_sync",
     ),
     ConFIG: _contract(
         ConFIG,
@@ -134,6 +137,7 @@ CONTRACTS: dict[type[Aggregator], Contract] = {
         "zero_rows_constrain_nothing",
         "one_loss_is_identity",
         "batched",
+        "no_host_sync",
     ),
     MConFIG: _contract(
         MConFIG,
@@ -169,6 +173,7 @@ CONTRACTS: dict[type[Aggregator], Contract] = {
         "zero_rows_constrain_nothing",
         "one_loss_is_identity",
         "batched",
+        "no_host_sync",
     ),
     UPGrad: _contract(
         UPGrad,
@@ -181,6 +186,7 @@ CONTRACTS: dict[type[Aggregator], Contract] = {
         "zero_rows_constrain_nothing",
         "one_loss_is_identity",
         "batched",
+        "no_host_sync",
     ),
     DualProj: _contract(
         DualProj,
@@ -192,6 +198,7 @@ CONTRACTS: dict[type[Aggregator], Contract] = {
         "zero_rows_constrain_nothing",
         "one_loss_is_identity",
         "batched",
+        "no_host_sync",
     ),
     CAGrad: _contract(
         CAGrad,
@@ -303,6 +310,7 @@ CONTRACTS: dict[type[Aggregator], Contract] = {
         "scale_equivariant",
         "one_loss_is_identity",
         "batched",
+        "no_host_sync",
         "state_round_trip",
     ),
     GradVac: _contract(

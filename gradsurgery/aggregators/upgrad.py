@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from ..solvers import mean_of_projected_rows
-from .host import on_host
+from ..solvers import device, mean_of_projected_rows
+from .host import on_host_or_device
 from .preference import Preferring
 
 
@@ -21,6 +21,7 @@ class UPGrad(Preferring):
         zero_rows_constrain_nothing: a zero row counts in the average and constrains nothing.
         one_loss_is_identity: with one loss, ``w = 1``.
         batched: leading dimensions are separate problems.
+        no_host_sync: on a GPU nothing is read on the host for up to 8 losses, nor for more in a CUDA graph.
 
     Args:
         preference: p, an importance >= 0 for each loss, not all zero; of losses that are absent, it is not used.
@@ -34,8 +35,7 @@ class UPGrad(Preferring):
         ValueError: ``preference`` is empty, negative, not finite, all zero or shorter than the losses.
 
     Cost:
-        K non-negative least-squares problems of size K on the host, solved together; nothing that depends
-        on P.
+        K non-negative least-squares problems of size K, solved together; nothing that depends on P.
 
     References:
         Quinton and Rey, Jacobian descent for multi-objective optimization (arXiv:2406.16232), section 2.2.
@@ -47,4 +47,5 @@ class UPGrad(Preferring):
     """
 
     def weights(self, gramian: Tensor, losses: Tensor | None = None) -> Tensor:
-        return on_host(mean_of_projected_rows, gramian, self.preferences(gramian.shape[-1]))
+        preference = self.preferences(gramian.shape[-1])
+        return on_host_or_device(mean_of_projected_rows, device.mean_of_projected_rows, gramian, preference)

@@ -5,6 +5,7 @@ from .batched import Batched
 from .choice import choose_engine
 from .func import Func, functional_jacobian
 from .ghost import Ghost
+from .instances import Instances
 from .loop import Loop
 from .per_loss import Block, Jacobian, PerLossGradients, PlainSum, SharedGradients
 
@@ -14,6 +15,7 @@ __all__ = [
     "Engine",
     "Func",
     "Ghost",
+    "Instances",
     "Jacobian",
     "Loop",
     "PerLossGradients",

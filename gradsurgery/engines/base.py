@@ -11,6 +11,7 @@ from ..losses import Losses, LossValues, named_losses
 from ..sharing import Sharing, describe
 from .graph import Reach, reach
 from .per_loss import PerLossGradients
+from .workspace import Workspace
 
 
 @dataclass
@@ -25,7 +26,7 @@ class Request:
         scale: Multiplies a scalar by the scale of mixed precision.
         retain_graph: Whether the graph must survive.
         names: Names of parameters, by id, for errors.
-        workspace: Buffers that may be used again in the next step.
+        workspace: Memory that may serve again in the next step.
         rows: Whether the gradients themselves are needed, not only their inner products and combinations.
         several_groups: Whether there is more than one surgery.
     """
@@ -37,7 +38,7 @@ class Request:
     scale: Callable[[Tensor], Tensor]
     retain_graph: bool = False
     names: dict[int, str] = field(default_factory=dict)
-    workspace: dict[object, Tensor] = field(default_factory=dict)
+    workspace: Workspace = field(default_factory=dict)
     rows: bool = False
     several_groups: bool = False
 

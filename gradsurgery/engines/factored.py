@@ -9,7 +9,8 @@ direct form.
 import torch
 from torch import Tensor
 
-from .uses import Size
+from .products import Size
+from .workspace import Workspace, reused
 
 _OVERHEAD = 1 << 22
 """Floating point operations that take about as long as the calls that the compressed form needs in addition."""
@@ -31,24 +32,26 @@ def saving(size: Size, losses: int) -> float:
     return direct - once - turned - product - _OVERHEAD
 
 
-def compressed(inputs: Tensor, deltas: Tensor, *, careful: bool) -> Tensor:
+def compressed(inputs: Tensor, deltas: Tensor, workspace: Workspace, *, careful: bool) -> Tensor:
     r"""Computes :math:`L^\top \delta_k`.
 
     Args:
         inputs: a.
         deltas: In the dtype to compute in.
-        careful: Whether to factorize a itself, not its Gramian, which squares what cancels.
+        workspace: Where the result may be put, until the next call.
+        careful: Whether to factorize a itself, not its Gramian, which squares what cancels; always done in float64.
 
     Shape:
         - inputs: ``(E, R, width)``, R <= width.
         - deltas: ``(K, E, R, height)``.
         - output: ``(K, E, R, height)``.
     """
-    upper = (_factor_by_qr(inputs) if careful else _factor(inputs)).to(deltas.dtype)
+    exact = careful or deltas.dtype == torch.float64
+    upper = (_factor_by_qr(inputs) if exact else _factor(inputs)).to(deltas.dtype)
     half = upper.shape[-1] // 2
     if half < _BLOCK:
         return upper @ deltas
-    result = torch.empty(deltas.shape, dtype=deltas.dtype, device=deltas.device)
+    result = reused(workspace, "compressed", deltas.shape, deltas)
     for own, target in zip(deltas, result, strict=True):  # upper triangular: a quarter of the product is zero
         for factor, delta, out in zip(upper, own, target, strict=True):
             torch.mm(factor[:half], delta, out=out[:half])

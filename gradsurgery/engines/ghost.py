@@ -1,5 +1,7 @@
 """The engine that forms inner products and weighted sums of per-loss gradients without most of these gradients."""
 
+from functools import partial
+
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
@@ -9,10 +11,11 @@ from .graph import sparse_tables
 from .loop import Loop
 from .matching import matched_uses
 from .measured import Dropped, Kept
-from .passes import Batchable, Passes
+from .passes import Passes
 from .per_loss import PerLossGradients, SharedGradients
-from .pieces import Alone, Arrival, Explicit, Held, Piece, piece_of
+from .pieces import Alone, Arrival, Explicit, Held, Piece, piece_of, saving_of
 from .uses import Use, norms
+from .workspace import Workspace
 
 _ALWAYS_KEPT = 1 << 26
 """So many numbers are kept however small the model is."""
@@ -22,11 +25,11 @@ class Ghost(Engine):
     r"""Gramian and direction without the Jacobian, for the layers that hold most parameters.
 
     Of a linear layer, a convolution or an embedding with input a, autograd is only asked for the gradients
-    :math:`\delta_k` with respect to its output, for all losses in one batched pass below the point where they part.
-    Inner products follow from the :math:`\delta_k` and a, the direction from :math:`(\sum_k w_k \delta_k)^\top a`.
-    Layers are found on the autograd graph, so a model may be written in any way; parameters that are used in any
-    other way get their per-loss gradients as usual. Where what is kept would exceed a quarter of the Jacobian, it is
-    obtained in several passes and dropped, and one more backward pass gives the direction.
+    :math:`\delta_k` with respect to its output. Inner products follow from the :math:`\delta_k` and a, the direction
+    from :math:`(\sum_k w_k \delta_k)^\top a`. Layers are found on the autograd graph, so a model may be written in
+    any way; parameters that are used in any other way get their per-loss gradients as usual. Tensor hooks fire once a
+    loss. Where what is kept would exceed a quarter of the Jacobian, it is obtained in several passes and dropped, and
+    one more backward pass gives the direction.
 
     Guarantees:
         the numbers of ``Loop`` up to rounding, also where per-sample gradients cancel: sums are then float64.
@@ -35,18 +38,15 @@ class Ghost(Engine):
         RuntimeError: The method needs the gradients themselves, or a loss depends on a reentrant checkpoint.
 
     Cost:
-        One backward pass for all losses together that leaves the weights out; a layer with R rows (samples times
-        positions) and width D, ``K R^2 D`` operations if R < D, else ``K R D^2``; one product a layer for the
-        direction.
+        K backward passes that leave the weights out; for a layer with R rows (samples times positions) and width D
+        ``K R^2 D`` operations if R < D, else ``K R D^2``; one product a layer for the direction. K times the layers'
+        outputs are kept.
 
     References:
         Goodfellow, Efficient per-example gradient computations (arXiv:1510.01799): norms, for one loss a sample.
     """
 
     has_rows = False
-
-    def __init__(self) -> None:
-        self._batchable: Batchable = {}
 
     def differentiate(self, request: Request) -> PerLossGradients:
         if request.rows:
@@ -63,38 +63,54 @@ class Ghost(Engine):
         """Differentiates losses whose graph has been read, by the uses that were found on it."""
         if sparse_tables(problem.graph) & (set(problem.shared) - uses.keys()):
             return Loop().solve(problem, ", as there are sparse gradients that 'ghost' does not know")
-        count = len(problem.scalars)
-        passes = Passes(problem, self._batchable)
-        alone: list[Piece] = [Alone(leaf, own, loss, count) for leaf, (loss, own) in passes.alone.items()]
+        passes = Passes(problem)
+        form = partial(_pieces, passes, uses, problem.request.workspace)
         several = problem.shared_by_several()
-        packs = _packed(several, uses, count)
+        packs = _packed(several, uses, passes.count)
         shared: SharedGradients
         if len(packs) > 1:
-            shared = Dropped(passes, packs, lambda pack: _pieces(passes, pack, uses, last=False), alone)
+            hooked = [leaf for leaf in several if leaf._backward_hooks]  # the last pass would hand them the sum
+            kept = [*form(hooked, last=False, key="kept"), *_alone(passes)]
+            packs = _packed([leaf for leaf in several if not leaf._backward_hooks], uses, passes.count)
+            shared = Dropped(passes, packs, uses, partial(form, last=False), kept)
             how = f"{len(packs)} packs of parameters and a last pass, to save memory"
         else:
-            pieces = _pieces(passes, several, uses, last=True)
-            shared = Kept([*alone, *pieces])
+            pieces = form(several, last=True)
+            shared = Kept([*pieces, *_alone(passes)])
             formed = sum(isinstance(piece, Explicit) for piece in pieces)
-            how = f"{passes.how}, {formed} of {len(several)} parameters with gradients formed"
+            how = f"gradients formed of {formed} of {len(several)} parameters"
         values, plain = values_of(problem.scalars), passes.plain.items()
         return PerLossGradients(problem.names, problem.all_names, values, shared, plain, f"ghost: {how}")
 
 
-def _pieces(passes: Passes, leaves: list[Tensor], uses: dict[Tensor, list[Use]], *, last: bool) -> list[Piece]:
+def _alone(passes: Passes) -> list[Piece]:
+    return [Alone(leaf, own, loss, passes.count) for leaf, (loss, own) in passes.alone.items()]
+
+
+def _pieces(
+    passes: Passes,
+    uses: dict[Tensor, list[Use]],
+    workspace: Workspace,
+    leaves: list[Tensor],
+    *,
+    last: bool,
+    key: str = "rows",
+) -> list[Piece]:
     """Obtains the gradients of parameters, in the form that is cheapest for each."""
     edges = list(dict.fromkeys(use.edge for leaf in leaves if leaf in uses for use in uses[leaf]))
     others = [leaf for leaf in leaves if leaf not in uses]
-    rows = passes.rows([*edges, *others], last=last) if leaves else []
-    arrived = dict(zip(edges, rows, strict=False))
-    lengths = {edge: norms(delta) for edge, delta in arrived.items()}
+    rows = passes.rows([*edges, *others], last=last, key=key)
+    arrived = {edge: (delta, norms(delta)) for edge, delta in zip(edges, rows, strict=False) if delta is not None}
     held = dict(zip(others, rows[len(edges) :], strict=True))
-    return [
-        piece_of(leaf, [Arrival(use, arrived[use.edge], lengths[use.edge]) for use in uses[leaf]])
-        if leaf in uses
-        else Held(leaf, held[leaf])
-        for leaf in leaves
-    ]
+    pieces: list[Piece] = []
+    for leaf in leaves:
+        arrivals = [Arrival(use, *arrived[use.edge]) for use in uses.get(leaf, []) if use.edge in arrived]
+        own = held.get(leaf)
+        if arrivals:
+            pieces.append(piece_of(leaf, arrivals, workspace))
+        elif own is not None:
+            pieces.append(Held(leaf, own))
+    return pieces
 
 
 def _packed(leaves: list[Tensor], uses: dict[Tensor, list[Use]], count: int) -> list[list[Tensor]]:
@@ -103,11 +119,13 @@ def _packed(leaves: list[Tensor], uses: dict[Tensor, list[Use]], count: int) -> 
     packs: list[list[Tensor]] = []
     total, brought = 0, set[GradientEdge]()
     for leaf in leaves:
-        sizes = {use.edge: use.delta_numel for use in uses[leaf]} if leaf in uses else {}
-        size = sum(sizes[edge] for edge in sizes if edge not in brought) if sizes else leaf.numel()
+        own = uses.get(leaf, [])
+        sizes = {use.edge: use.delta_numel for use in own}
+        formed = 0 if saving_of(own, count) > 0 else leaf.numel()
+        size = formed + sum(sizes[edge] for edge in sizes if edge not in brought)
         if not packs or total + size > limit:
             packs.append([])
-            total, size, brought = 0, sum(sizes.values()) or leaf.numel(), set()
+            total, size, brought = 0, formed + sum(sizes.values()), set()
         packs[-1].append(leaf)
         brought.update(sizes)
         total += size

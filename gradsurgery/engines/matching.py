@@ -3,18 +3,24 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .graph import Node, Reach
-from .uses import Bias, Convolution, Lookup, MatrixProduct, Use
-from .views import View, is_view, view_of
+from .products import Convolution, MatrixProduct
+from .uses import Bias, Lookup, Use
+from .views import View, is_view, shape_below, view_of
+
+Operands: TypeAlias = Callable[[Node, str], list[tuple[int, Callable[..., Use]]]]
+"""Says of a node of some kind which operands may be parameters, and what use is made of each."""
+
+_Key = TypeVar("_Key")
 
 
-class _Path(NamedTuple):
+class Path(NamedTuple):
     """The way from an operand of a node down to where a parameter may be."""
 
     build: Callable[..., Use]
@@ -46,11 +52,30 @@ def matched_uses(graph: Reach, shared: list[Tensor], losses: int) -> dict[Tensor
     Cost:
         Linear in the number of nodes.
     """
-    mask = (1 << losses) - 1
-    arriving: dict[Node, int] = defaultdict(int)
-    paths: dict[Node, list[_Path]] = defaultdict(list)
     members = set(shared)
     found: dict[Tensor, list[Use]] = {}
+    for node, paths in completed(graph, losses, operands, least=2):
+        variable = getattr(node, "variable", None)
+        if variable is not None and variable in members and variable.ndim and not variable._backward_hooks:
+            found[variable] = [path.use() for path in paths]
+    return readable(found)
+
+
+def completed(graph: Reach, losses: int, known: Operands, least: int) -> Iterator[tuple[Node, list[Path]]]:
+    """Finds the nodes that are reached by known uses only, and are no views.
+
+    Args:
+        graph: What the losses reach.
+        losses: As in :func:`matched_uses`.
+        known: The uses that are known.
+        least: How many losses have to pass through a node for its use to be one.
+
+    Yields:
+        Such a node after all those above it, and the ways on which it is reached.
+    """
+    mask = (1 << losses) - 1
+    arriving: dict[Node, int] = defaultdict(int)
+    paths: dict[Node, list[Path]] = defaultdict(list)
     for node, bits in graph.nodes.items():  # every node comes after all that lead to it
         bits &= mask
         if not bits:
@@ -59,21 +84,20 @@ def matched_uses(graph: Reach, shared: list[Tensor], losses: int) -> dict[Tensor
             arriving[child] += 1
         own = paths.pop(node, None)
         if own is not None and len(own) == arriving[node]:
-            variable = getattr(node, "variable", None)
-            if variable is not None:
-                if variable in members and not variable._backward_hooks:
-                    found[variable] = [path.use() for path in own]
-            elif is_view(node):
+            if not is_view(node):
+                yield node, own
+            elif node._input_metadata[0].shape:  # what has no dimensions may be a loss itself
                 step = view_of(node)
                 paths[node.next_functions[0][0]] += [path._replace(views=(*path.views, step)) for path in own]
-        if bits & (bits - 1):
-            for child, path in _operands(node, graph.names[node]):
-                paths[child].append(path)
-    return _readable(found)
+        if least == 1 or bits & (bits - 1):
+            for position, build in known(node, graph.names[node]):
+                child = node.next_functions[position][0]
+                if child is not None:
+                    paths[child].append(Path(build, node))
 
 
-def _operands(node: Node, name: str) -> Iterator[tuple[Node, _Path]]:
-    """The operands of a node that may be parameters."""
+def operands(node: Node, name: str) -> list[tuple[int, Callable[..., Use]]]:
+    """The operands of a node that may be parameters, and the uses that are made of them."""
     builds: list[tuple[int, Callable[..., Use]]] = []
     if name == "MmBackward0" or name == "BmmBackward0":
         builds = [
@@ -82,27 +106,25 @@ def _operands(node: Node, name: str) -> Iterator[tuple[Node, _Path]]:
         ]
     elif name == "AddmmBackward0" and node._saved_alpha == 1 and node._saved_beta == 1:
         builds = [
-            (0, partial(Bias, dim=-1)),
             (1, partial(MatrixProduct, left=True, other="_saved_mat2")),
             (2, partial(MatrixProduct, left=False, other="_saved_mat1")),
         ]
+        if node.next_functions[0][0] is not None and shape_below(node) == (node._input_metadata[0].shape[-1],):
+            builds.append((0, partial(Bias, dim=-1)))
     elif name == "ConvolutionBackward0":
         builds = [(1, Convolution), (2, partial(Bias, dim=1 - len(node._input_metadata[0].shape)))]
     elif name == "EmbeddingBackward0":
         builds = [(0, Lookup)]
-    for position, build in builds:
-        child = node.next_functions[position][0]
-        if child is not None:
-            yield child, _Path(build, node)
+    return [] if builds and node._input_metadata[0].dtype.is_complex else builds
 
 
-def _readable(found: dict[Tensor, list[Use]]) -> dict[Tensor, list[Use]]:
-    """Reads what the nodes have saved, and keeps the parameters of which all uses can be served."""
-    kept: dict[Tensor, list[Use]] = {}
+def readable(found: dict[_Key, list[Use]]) -> dict[_Key, list[Use]]:
+    """Reads what the nodes have saved, and keeps those parameters, or points, of which all uses can be served."""
+    kept: dict[_Key, list[Use]] = {}
 
     def read() -> None:
         for leaf, uses in found.items():
-            if all(use.read() and _fits(use, leaf) for use in uses):
+            if all(use.read() and _fits(use) for use in uses):
                 kept[leaf] = uses
 
     if any(use.hooked for uses in found.values() for use in uses):
@@ -112,10 +134,8 @@ def _readable(found: dict[Tensor, list[Use]]) -> dict[Tensor, list[Use]]:
     return kept
 
 
-def _fits(use: Use, leaf: Tensor) -> bool:
-    """Whether a bias is one, and an embedding's table is the parameter itself."""
-    if isinstance(use, Bias):
-        return leaf.ndim == 1 and leaf.numel() == use.features
+def _fits(use: Use) -> bool:
+    """Whether an embedding's table is the parameter itself."""
     return not isinstance(use, Lookup) or use.key[1] == ()
 
 

@@ -8,16 +8,14 @@ from torch import Tensor
 from .. import kernels
 from .passes import Passes
 from .per_loss import Groups, SharedGradients
-from .pieces import Explicit, Implicit, Piece
+from .pieces import LIGHT, Arrival, Explicit, Implicit, Piece, Summed, summed_of
+from .uses import Use, norms
 
 CANCELLATION = 100.0
 """Where a gradient is shorter than the terms of one of its sums by more than this, that sum is repeated in float64.
 
 Up to there rounding to float32 leaves at most about 1e-5 of it, as in the gradients of any other engine.
 """
-
-_LIGHT = 1 << 16
-"""Pieces with rows of up to so many numbers are handed to the kernels together."""
 
 
 class Measures:
@@ -58,8 +56,8 @@ class Measures:
         return result
 
     def _gramians(self, pieces: Sequence[Piece], groups: int) -> Tensor:
-        light = [place for place, piece in enumerate(pieces) if piece.numel <= _LIGHT]
-        heavy = [place for place, piece in enumerate(pieces) if piece.numel > _LIGHT]
+        light = [place for place, piece in enumerate(pieces) if piece.numel <= LIGHT]
+        heavy = [place for place, piece in enumerate(pieces) if piece.numel > LIGHT]
         result: list[Tensor] = []
         for part in [[place] for place in heavy] + ([light] if light else []):
             rows = [pieces[place].rows(careful=self.careful[place]) for place in part]
@@ -113,6 +111,7 @@ class Dropped(SharedGradients):
         passes: Through the part of the graph that the losses share.
         packs: Parameters that several losses reach, a pack for each pass.
         form: Makes the pieces of a pack.
+        uses: The known uses of parameters.
         alone: The pieces of parameters that one loss alone reaches.
     """
 
@@ -120,10 +119,11 @@ class Dropped(SharedGradients):
         self,
         passes: Passes,
         packs: Sequence[list[Tensor]],
+        uses: dict[Tensor, list[Use]],
         form: Callable[[list[Tensor]], list[Piece]],
         alone: list[Piece],
     ) -> None:
-        self._passes, self._packs, self._form, self._alone = passes, packs, form, alone
+        self._passes, self._packs, self._uses, self._form, self._alone = passes, packs, uses, form, alone
         self._several = [parameter for pack in packs for parameter in pack]
 
     @property
@@ -133,22 +133,42 @@ class Dropped(SharedGradients):
     def gramian(self, groups: Groups) -> Tensor:
         indices, count = _indexed(self.parameters, groups)
         of_parameter = dict(zip(self.parameters, indices, strict=True))
-        parts = []
+        parts = [torch.zeros(count, self._passes.count, self._passes.count, dtype=torch.float64)]
         for pack in [None, *self._packs]:
             pieces = self._alone if pack is None else self._form(pack)
             if pieces:
                 own = [of_parameter[piece.parameter] for piece in pieces]
                 parts.append(Measures(pieces, own, count).gramians)
-        return torch.stack(parts).sum(0)
+        return torch.stack([part.to(parts[-1].device) for part in parts]).sum(0)
 
     def combine(self, weights: Tensor, groups: Groups) -> list[tuple[Tensor, Tensor]]:
         result = Kept(self._alone).combine(weights, groups) if self._alone else []
         indices, _ = _indexed(self._several, groups)
         for group in sorted(set(indices)):
             members = [leaf for leaf, index in zip(self._several, indices, strict=True) if index == group]
-            found = self._passes.weighted(weights[group], members, last=group == max(indices))
-            result.extend(zip(members, found, strict=True))
+            result.extend(self._directions(weights[group], members, last=group == max(indices)))
         return result
+
+    def _directions(self, weights: Tensor, members: list[Tensor], *, last: bool) -> list[tuple[Tensor, Tensor]]:
+        edges = list(dict.fromkeys(use.edge for leaf in members for use in self._uses.get(leaf, [])))
+        others = [leaf for leaf in members if leaf not in self._uses]
+        found = self._passes.weighted(weights, [*edges, *others], last=last)
+        result = [(leaf, own) for leaf, own in zip(others, found[len(edges) :], strict=True) if own is not None]
+        arrived = {edge: own.unsqueeze(0) for edge, own in zip(edges, found, strict=False) if own is not None}
+        for leaf in members:
+            own = [use for use in self._uses.get(leaf, []) if use.edge in arrived]
+            if own:
+                arrivals = [Arrival(use, arrived[use.edge], norms(arrived[use.edge])) for use in own]
+                result.append((leaf, _direction(summed_of(leaf, arrivals))))
+        return result
+
+
+def _direction(piece: Summed) -> Tensor:
+    """The gradient itself, where the weighted sum of the losses was differentiated."""
+    rows = piece.rows(careful=False)
+    if bool(piece.extent() > CANCELLATION * norms(rows)):
+        rows = piece.rows(careful=True)
+    return piece.gradient(rows[0])
 
 
 def _indexed(parameters: Sequence[Tensor], groups: Groups) -> tuple[list[int], int]:

@@ -1,254 +1,136 @@
-"""Backward passes through the part of a graph that losses share: for all losses at once where that is possible."""
+"""Backward passes, one a loss, to points inside the graph and to parameters."""
 
-import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.autograd.function import BackwardCFunction
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from .base import Problem
-from .graph import Node
 from .per_loss import PlainSum
+from .workspace import reused
 
 Input: TypeAlias = Any
 """A tensor or a ``GradientEdge``: torch takes lists of both but declares lists of one."""
 
-Batchable: TypeAlias = dict[frozenset[str], bool]
-"""For parts of graphs made of such nodes, whether one pass for all losses has worked."""
-
-
-class _Start(NamedTuple):
-    """Where passes begin: an edge of the graph, what arrives there ``(K, ...)``, and from which losses."""
-
-    edge: GradientEdge
-    seeds: Tensor
-    losses: frozenset[int]
-
 
 class Passes:
-    """Differentiates losses with respect to points and parameters in what they share.
-
-    The losses' private parts of the graph are passed once each, down to the frontier where the shared part begins.
-    What arrives there starts every further pass. Where one point of the frontier lies below another, and would count
-    twice, every pass starts from the losses themselves.
+    """Differentiates losses, one after the other, as often as it is asked to.
 
     Args:
         problem: The losses and their graph.
-        batchable: What is known from earlier steps; grows.
     """
 
-    def __init__(self, problem: Problem, batchable: Batchable) -> None:
-        self._problem, self._batchable = problem, batchable
-        self._count = len(problem.scalars)
-        self._kept = problem.request.retain_graph
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        self.count = len(problem.scalars)
         self.plain = PlainSum()
-        """The gradients of what is not shared."""
+        """The gradients of what is not shared; there after the first passes."""
         self.alone: dict[Tensor, tuple[int, Tensor]] = {}
-        """For each shared parameter that one loss alone reaches, which one, and its gradient."""
-        self.how = ""
-        """How the shared part was passed."""
-        self._pass_extra_loss()
-        self._starts = self._descend(_frontier(problem))
-        self._pass_to_others()
+        """For each shared parameter that one loss alone reaches, which one, and its gradient; likewise."""
+        self._shared = set(problem.shared)
+        several = set(problem.shared_by_several())
+        self._others: list[Tensor] | None = [leaf for leaf in problem.leaves if leaf not in several]
 
-    def rows(self, inputs: Sequence[Input], *, last: bool) -> list[Tensor]:
-        """The gradients of all losses with respect to points that two or more reach, each ``(K, ...)``.
+    def rows(self, inputs: Sequence[Input], *, last: bool, key: str = "rows") -> list[Tensor | None]:
+        """The gradients of all losses with respect to points, each ``(K, ...)``; None where no gradient arrives.
+
+        The first call also gets the gradients of what is not shared.
 
         Args:
             inputs: The points.
-            last: Whether no further pass will follow, so that the graph can be freed on the way.
+            last: Whether no further passes will follow, so that the graph can be freed on the way.
+            key: A call with an equal one uses the memory of the result again.
         """
-        keep = self._kept or not last
-        nodes = self._nodes_to_batch()
-        if nodes is not None and self._batchable.get(nodes, True):
-            found = self._batched(inputs, keep=keep or nodes not in self._batchable)
-            self._batchable[nodes] = found is not None
-            if found is not None:
-                self.how = "all losses in one pass"
-                return found
-        self.how = "one pass a loss"
-        return self._looped(inputs, keep=keep)
-
-    def weighted(self, weights: Tensor, leaves: Sequence[Tensor], *, last: bool) -> list[Tensor]:
-        """The gradients of parameters from the sum of the losses with weights ``(K,)``, by one pass."""
-        seeds = [torch.tensordot(weights.to(start.seeds), start.seeds, 1) for start in self._starts]
-        found = self._pass(leaves, self._starts, seeds, keep=self._kept or not last)
-        return [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, found, strict=True)]
-
-    def _pass_extra_loss(self) -> None:
-        problem = self._problem
-        extra = problem.request.extra_loss
-        leaves = [leaf for leaf, bits in problem.graph.leaves.items() if bits >> self._count]
-        if extra is not None and extra.requires_grad and leaves:
-            scaled = problem.request.scaled(extra)
-            self.plain.add(leaves, torch.autograd.grad(scaled, leaves, retain_graph=True, allow_unused=True))
-
-    def _pass_to_others(self) -> None:
-        """Gets the gradients of what several losses reach and is not shared."""
-        shared = set(self._problem.shared)
-        others = [leaf for leaf, bits in self._problem.leaves.items() if not _is_one(bits) and leaf not in shared]
-        if others:
-            seeds = [start.seeds.sum(0) for start in self._starts]
-            self.plain.add(others, self._pass(others, self._starts, seeds, keep=True))
-
-    def _descend(self, frontier: "_Frontier") -> list[_Start]:
-        """Passes all private parts at once; each ends in nodes of its own, where what goes on is taken down."""
-        problem, shared = self._problem, set(self._problem.shared)
-        arrived: dict[GradientEdge, dict[int, Tensor]] = {}
-
-        def take(edge: GradientEdge, loss: int, gradient: Tensor | None) -> None:
-            if gradient is not None:
-                own = arrived.setdefault(edge, {})
-                own[loss] = own[loss] + gradient if loss in own else gradient
-
-        def watch(crossing: _Crossing) -> Callable[..., None]:
-            return lambda handed_on, _: take(crossing.edge, crossing.loss, handed_on[crossing.slot])
-
-        for loss, edge in frontier.roots:
-            take(edge, loss, problem.request.scaled(torch.ones_like(problem.scalars[loss], requires_grad=False)))
-        own = [leaf for leaf, bits in problem.leaves.items() if _is_one(bits)]
-        ends = list(dict.fromkeys(crossing.edge for crossing in frontier.crossings))
-        if ends or own:
-            roots = [problem.request.scaled(root) for root in problem.scalars if root.requires_grad]
-            hooks = [crossing.node.register_hook(watch(crossing)) for crossing in frontier.crossings]
-            keep = self._kept or frontier.is_provisional
-            try:
-                inputs: list[Input] = [*ends, *own]
-                found = torch.autograd.grad(roots, inputs, retain_graph=keep, allow_unused=True)
-            finally:
-                for hook in hooks:
-                    hook.remove()
-            for leaf, gradient in zip(own, found[len(ends) :], strict=True):
-                if leaf not in shared:
-                    self.plain.add([leaf], [gradient])
-                elif gradient is not None:
-                    loss = problem.leaves[leaf].bit_length() - 1
-                    self.alone[leaf] = loss, gradient.clone()  # the same memory may be handed out twice
-        return [_start(edge, gradients, self._count) for edge, gradients in arrived.items()]
-
-    def _nodes_to_batch(self) -> frozenset[str] | None:
-        """The kinds of nodes in the shared part; None where a batched pass could give other numbers or run user code.
-
-        A zero for a loss that does not arrive at a start would become NaN where a derivative is infinite.
-        """
-        if any(len(start.losses) < self._count for start in self._starts):
-            return None
-        mask = (1 << self._count) - 1
-        nodes = [node for node, bits in self._problem.graph.nodes.items() if not _is_one(bits & mask)]
-        if any(isinstance(node, BackwardCFunction) for node in nodes):
-            return None
-        return frozenset(map(self._problem.graph.names.__getitem__, nodes))
-
-    def _batched(self, inputs: Sequence[Input], *, keep: bool) -> list[Tensor] | None:
-        """All losses in one pass, or None where an operation cannot be batched."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
-            try:
-                found = torch.autograd.grad(
-                    [start.edge for start in self._starts],
-                    inputs,
-                    [start.seeds for start in self._starts],
-                    retain_graph=keep,
-                    allow_unused=True,
-                    is_grads_batched=True,
-                )
-            except torch.OutOfMemoryError:
-                raise
-            except (RuntimeError, NotImplementedError):  # a pass a loss will show whether it is the user's error
-                return None
-        return [self._zeros(one) if rows is None else rows for one, rows in zip(inputs, found, strict=True)]
-
-    def _looped(self, inputs: Sequence[Input], *, keep: bool) -> list[Tensor]:
-        """One pass a loss, from where it arrives."""
-        rows = [self._zeros(one) for one in inputs]
-        for loss in range(self._count):
-            starts = [start for start in self._starts if loss in start.losses]
-            if not starts:
-                continue
-            seeds = [start.seeds[loss] for start in starts]
-            found = self._pass(inputs, starts, seeds, keep=keep or loss < self._count - 1)
-            for target, gradient in zip(rows, found, strict=True):
-                if gradient is not None:
-                    target[loss].copy_(gradient)
+        others, is_first = self._others or [], self._others is not None
+        self._others = None
+        rows: list[Tensor | None] = [None] * len(inputs)
+        absent: list[set[int]] = [set(range(self.count)) for _ in inputs]
+        with _arrivals(inputs) as arrived:
+            for loss, root in enumerate(self._problem.scalars):
+                places = [place for place, one in enumerate(inputs) if self._reaches(loss, one)]
+                own = [leaf for leaf in others if self._reaches(loss, leaf)]
+                if not root.requires_grad or not (places or own):
+                    continue
+                arrived.clear()
+                found = self._pass(loss, [*(inputs[place] for place in places), *own], last=last)
+                for place, handed_out in zip(places, found, strict=False):
+                    gradient = arrived.get(place, handed_out)
+                    if gradient is not None:
+                        rows[place] = self._stored(rows[place], (key, place), loss, gradient)
+                        absent[place].discard(loss)
+                self._add(loss, own, found[len(places) :])
+        for row, losses in zip(rows, absent, strict=True):
+            if row is not None:
+                for loss in losses:
+                    row[loss].zero_()
+        if is_first:
+            self._add_extra_loss(last=last)
         return rows
 
-    def _pass(
-        self, inputs: Sequence[Input], starts: Sequence[_Start], seeds: Sequence[Tensor], *, keep: bool
-    ) -> tuple[Tensor | None, ...]:
-        edges = [start.edge for start in starts]
-        return torch.autograd.grad(edges, inputs, seeds, retain_graph=keep, allow_unused=True)
+    def weighted(self, weights: Tensor, inputs: Sequence[Input], *, last: bool) -> list[Tensor | None]:
+        """The gradients of the sum of the losses with weights ``(K,)`` with respect to points, by one pass."""
+        request = self._problem.request
+        largest = weights.abs().max()
+        factor = torch.where(largest > 0, largest, 1.0)  # a weight may be beyond the range of a loss in float16
+        pairs = zip(self._problem.scalars, weights / factor, strict=True)
+        terms = [(request.scaled(root), weight) for root, weight in pairs if root.requires_grad]
+        roots, seeds = [root for root, _ in terms], [weight.to(root) for root, weight in terms]
+        keep = request.retain_graph or not last
+        with _arrivals(inputs) as arrived:
+            found = torch.autograd.grad(roots, inputs, seeds, retain_graph=keep, allow_unused=True)
+            gradients = [arrived.get(place, gradient) for place, gradient in enumerate(found)]
+        return [None if gradient is None else gradient * factor.to(gradient.device) for gradient in gradients]
 
-    def _zeros(self, one: Input) -> Tensor:
-        """Zero gradients ``(K, ...)`` with respect to a point."""
-        if isinstance(one, Tensor):
-            return one.new_zeros(self._count, *one.shape, requires_grad=False)
-        metadata = one.node._input_metadata[one.output_nr]
-        return torch.zeros(self._count, *metadata.shape, dtype=metadata.dtype, device=metadata.device)
+    def _reaches(self, loss: int, one: Input) -> bool:
+        bits = self._problem.leaves[one] if isinstance(one, Tensor) else self._problem.graph.nodes[one.node]
+        return bool(bits >> loss & 1)
 
+    def _pass(self, position: int, inputs: Sequence[Input], *, last: bool) -> tuple[Tensor | None, ...]:
+        problem = self._problem
+        keep = problem.request.retain_graph or not last or problem.graph.needed_again(position)
+        root = problem.request.scaled(problem.roots[position])
+        return torch.autograd.grad(root, inputs, retain_graph=keep, allow_unused=True)
 
-def _is_one(bits: int) -> bool:
-    """Whether at most one loss is meant."""
-    return bits & (bits - 1) == 0
+    def _stored(self, rows: Tensor | None, key: object, loss: int, gradient: Tensor) -> Tensor:
+        """The rows of a point, with the gradient of one loss in its place."""
+        if rows is None:
+            shape = (self.count, *gradient.shape)
+            rows = reused(self._problem.request.workspace, key, shape, gradient)
+        rows[loss].copy_(gradient)
+        return rows
 
+    def _add(self, loss: int, leaves: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+        for leaf, gradient in zip(leaves, gradients, strict=True):
+            if leaf not in self._shared:
+                self.plain.add([leaf], [gradient])
+            elif gradient is not None:
+                self.alone[leaf] = loss, gradient.clone()  # the same memory may be handed out twice
 
-class _Crossing(NamedTuple):
-    """Where a loss leaves its private part: a node, one of the edges that lead on from it, and the loss."""
-
-    node: Node
-    slot: int
-    edge: GradientEdge
-    loss: int
-
-
-class _Frontier(NamedTuple):
-    """Where the private parts of the losses end.
-
-    Args:
-        crossings: Edges from private nodes to shared ones.
-        roots: Losses that are shared nodes themselves.
-        is_provisional: Whether the losses themselves were taken for it, and their private parts are still needed.
-    """
-
-    crossings: list[_Crossing]
-    roots: list[tuple[int, GradientEdge]]
-    is_provisional: bool = False
-
-
-def _frontier(problem: Problem) -> _Frontier:
-    """Finds the frontier; the losses themselves where one point of it lies below another."""
-    mask = (1 << len(problem.scalars)) - 1
-    nodes, children = problem.graph.nodes, problem.graph.children
-    roots = [(loss, _edge(root)) for loss, root in enumerate(problem.scalars) if root.requires_grad]
-    shared_roots = [(loss, edge) for loss, edge in roots if not _is_one(nodes[edge.node] & mask)]
-    tops: set[Node] = {edge.node for _, edge in shared_roots}
-    below: set[Node] = set()
-    crossings = []
-    for node, bits in nodes.items():  # every node comes after all that lead to it
-        bits &= mask
-        if not bits:
-            continue
-        if _is_one(bits):
-            for slot, (child, output) in enumerate(node.next_functions):
-                if child is not None and not _is_one(nodes[child] & mask):
-                    crossings.append(_Crossing(node, slot, GradientEdge(child, output), bits.bit_length() - 1))
-                    tops.add(child)
-        elif node in below or node in tops:
-            if node in below and node in tops:
-                return _Frontier([], roots, is_provisional=True)
-            below.update(children[node])
-    return _Frontier(crossings, shared_roots)
+    def _add_extra_loss(self, *, last: bool) -> None:
+        problem = self._problem
+        extra = problem.request.extra_loss
+        leaves = [leaf for leaf, bits in problem.graph.leaves.items() if bits >> self.count]
+        if extra is not None and extra.requires_grad and leaves:
+            self.plain.add(leaves, self._pass(self.count, leaves, last=last))
 
 
-def _edge(root: Tensor) -> GradientEdge:
-    """The edge to a root, equal to other edges to it."""
-    found = get_gradient_edge(root)
-    return GradientEdge(found.node, found.output_nr)
+@contextmanager
+def _arrivals(inputs: Sequence[Input]) -> Iterator[dict[int, Tensor | None]]:
+    """Notes what arrives at nodes that run: torch hands out gradients before hooks have changed them."""
+    arrived: dict[int, Tensor | None] = {}
 
+    def watch(place: int, output: int) -> Callable[..., None]:
+        return lambda gradients: arrived.update({place: gradients[output]})
 
-def _start(edge: GradientEdge, gradients: dict[int, Tensor], count: int) -> _Start:
-    zero = torch.zeros_like(next(iter(gradients.values())))
-    seeds = torch.stack([gradients.get(loss, zero) for loss in range(count)])
-    return _Start(edge, seeds, frozenset(gradients))
+    hooks = [
+        one.node.register_prehook(watch(place, one.output_nr))
+        for place, one in enumerate(inputs)
+        if not isinstance(one, Tensor)
+    ]
+    try:
+        yield arrived
+    finally:
+        for hook in hooks:
+            hook.remove()

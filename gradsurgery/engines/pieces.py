@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from .factored import compressed, saving
-from .uses import Lookup, Product, Use
+from .per_loss import sparse_gradient
+from .products import Product
+from .uses import Lookup, Use
+from .workspace import Workspace
+
+LIGHT = 1 << 16
+"""Pieces with rows of up to so many numbers are handed to the kernels together, all others one after the other."""
 
 
 class Arrival(NamedTuple):
@@ -120,19 +126,33 @@ class Summed(Explicit):
 class Occurring(Summed):
     """Gradients of an embedding's table, of which only the rows that occur are formed."""
 
+    def __init__(self, parameter: Tensor, arrivals: Sequence[Arrival]) -> None:
+        super().__init__(parameter, arrivals)
+        lookups = [_lookup(use) for use, _, _ in arrivals]
+        self._used, places = torch.cat([lookup.used for lookup in lookups]).unique(return_inverse=True)
+        parts = places.split([len(lookup.used) for lookup in lookups])
+        self._places: dict[Use, Tensor] = dict(zip(lookups, parts, strict=True))
+        self._sparse = all(lookup.sparse for lookup in lookups)
+
     def _part(self, use: Use, delta: Tensor, dtype: torch.dtype) -> Tensor:
-        return _lookup(use).compact(delta, dtype)
+        own = _lookup(use).compact(delta, dtype)
+        if len(self._places) == 1:
+            return own
+        return own.new_zeros(len(own), len(self._used), own.shape[2]).index_copy_(1, self._places[use], own)
 
     def gradient(self, direction: Tensor) -> Tensor:
-        return _lookup(self._arrivals[0].use).expanded(super().gradient(direction), self.parameter)
+        values = super().gradient(direction)
+        if self._sparse:
+            return sparse_gradient(self.parameter, self._used, values)
+        return values.new_zeros(self.parameter.shape).index_copy_(0, self._used, values)
 
 
 class Compressed(Implicit):
     """Gradients of products over few rows."""
 
-    def __init__(self, parameter: Tensor, arrivals: Sequence[Arrival]) -> None:
+    def __init__(self, parameter: Tensor, arrivals: Sequence[Arrival], workspace: Workspace) -> None:
         super().__init__(parameter)
-        self._arrivals = arrivals
+        self._arrivals, self._workspace = arrivals, workspace
 
     @property
     def numel(self) -> int:
@@ -143,7 +163,8 @@ class Compressed(Implicit):
         products = [(_product(use), delta) for use, delta, _ in self._arrivals]
         inputs = [product.inputs for product, _ in products]
         deltas = [product.factor(delta).to(dtype) for product, delta in products]
-        return compressed(_joined(inputs, 1), _joined(deltas, 2), careful=careful)
+        workspace = self._workspace if self.numel > LIGHT else {}  # several light ones are alive at once
+        return compressed(_joined(inputs, 1), _joined(deltas, 2), workspace, careful=careful)
 
     def extent(self) -> Tensor:
         return _extent(self._arrivals)
@@ -157,19 +178,22 @@ class Compressed(Implicit):
         return _total(use.gradients(delta, dtype)[0] for use, delta in sums).to(self.parameter.dtype)
 
 
-def piece_of(parameter: Tensor, arrivals: Sequence[Arrival]) -> Piece:
+def piece_of(parameter: Tensor, arrivals: Sequence[Arrival], workspace: Workspace) -> Piece:
     """The cheapest form for a parameter of which all uses are known."""
-    uses = [arrival.use for arrival in arrivals]
-    if len(uses) == 1 and isinstance(uses[0], Lookup):
-        return Occurring(parameter, arrivals)
-    if saving_of(uses, len(arrivals[0].delta)) > 0:
-        return Compressed(parameter, arrivals)
-    return Summed(parameter, arrivals)
+    if saving_of([arrival.use for arrival in arrivals], len(arrivals[0].delta)) > 0:
+        return Compressed(parameter, arrivals, workspace)
+    return summed_of(parameter, arrivals)
+
+
+def summed_of(parameter: Tensor, arrivals: Sequence[Arrival]) -> Summed:
+    """The direct form for a parameter of which all uses are known."""
+    lookups = all(isinstance(arrival.use, Lookup) for arrival in arrivals)
+    return Occurring(parameter, arrivals) if lookups else Summed(parameter, arrivals)
 
 
 def saving_of(uses: Sequence[Use], losses: int) -> float:
     """The floating point operations that are saved by not forming the gradients of a parameter with such uses."""
-    if not is_joint(uses):
+    if not uses or not is_joint(uses):
         return 0.0
     sizes = [_product(use).size for use in uses]
     return saving(sizes[0]._replace(rows=sum(size.rows for size in sizes)), losses)

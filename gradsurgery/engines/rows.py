@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..sharing import describe
 from .per_loss import Block
+from .workspace import Workspace, reused
 
 _Kind: TypeAlias = tuple[torch.device, torch.dtype]
 
@@ -20,11 +21,10 @@ class Rows:
 
     Args:
         count: K.
-        workspace: Keeps the matrices from step to step; touching fresh memory would cost as much as the
-            Gramian.
+        workspace: Where the matrices are put.
     """
 
-    def __init__(self, count: int, workspace: dict[object, Tensor]) -> None:
+    def __init__(self, count: int, workspace: Workspace) -> None:
         self.count = count
         self._workspace = workspace
         self._matrices: dict[object, tuple[list[Tensor], Tensor]] = {}
@@ -60,7 +60,7 @@ class Rows:
 
     def blocks(self) -> list[Block]:
         """The finished blocks, zero where a loss does not reach a parameter."""
-        for stale in [key for key in self._workspace if key not in self._matrices]:
+        for stale in [known for known in self._workspace if known[0] not in self._matrices]:
             del self._workspace[stale]
         full = (1 << self.count) - 1
         for parameter, written in self._written.items():
@@ -84,18 +84,10 @@ class Rows:
         for kind, members in kinds.items():
             sizes = [parameter.numel() for parameter in members]
             key = (kind, row)
-            matrix = self._reuse(key, kind, sum(sizes))
+            matrix = reused(self._workspace, key, (self.count, sum(sizes)), members[0])
             self._matrices[key] = (members, matrix)
             self._columns.update(zip(members, matrix.split(sizes, dim=1), strict=True))
             self._written.update(dict.fromkeys(members, 0))
-
-    def _reuse(self, key: object, kind: _Kind, width: int) -> Tensor:
-        """Returns a ``(K, width)`` matrix of undefined content, the last step's where it fits."""
-        flat = self._workspace.get(key)
-        needed = self.count * width
-        if flat is None or not needed <= flat.numel() <= 2 * needed:
-            flat = self._workspace[key] = torch.empty(needed, device=kind[0], dtype=kind[1])
-        return flat[:needed].view(self.count, width)
 
     def _sparse_block(self, parameter: Tensor) -> Block:
         """Gathers sparse rows over the union of their indices."""

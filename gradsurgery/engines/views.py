@@ -1,7 +1,7 @@
 """What lies between a layer and its parameter: transposes, reshapes, casts, which keep inner products as they are."""
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -25,8 +25,11 @@ _IDENTITIES = {"ToCopyBackward0", "CloneBackward0", "AliasBackward0", "DetachBac
 
 
 def is_view(node: Node) -> bool:
-    """Whether gradients pass through a node with all their inner products, up to a cast."""
-    return node.name() in _TRANSPOSES or node.name() in _RESHAPES or node.name() in _IDENTITIES
+    """Whether gradients pass through a node with all their inner products, up to a cast, and stay on their device."""
+    name = node.name()
+    if name in _IDENTITIES:
+        return bool(node._input_metadata[0].device == _below(node, 0).device)
+    return name in _TRANSPOSES or name in _RESHAPES
 
 
 def view_of(node: Node) -> tuple[View, object]:
@@ -41,11 +44,16 @@ def view_of(node: Node) -> tuple[View, object]:
     return (lambda gradient: gradient.reshape(*gradient.shape[: gradient.ndim - dims], *shape)), ("shape", shape)
 
 
-def shape_below(node: Node) -> tuple[int, ...]:
-    """The shape of the gradients that a view hands on."""
-    child, output = node.next_functions[0]
+def shape_below(node: Node, operand: int = 0) -> tuple[int, ...]:
+    """The shape of the gradients that a node hands on to an operand."""
+    return tuple(_below(node, operand).shape)
+
+
+def _below(node: Node, operand: int) -> Any:
+    """What is known of the gradients that a node hands on to an operand: shape, dtype, device."""
+    child, output = node.next_functions[operand]
     variable = getattr(child, "variable", None)
-    return tuple(child._input_metadata[output].shape if variable is None else variable.shape)
+    return child._input_metadata[output] if variable is None else variable
 
 
 def _dims(node: Node) -> int:

@@ -68,7 +68,7 @@ def combine(blocks: Sequence[Tensor], weights: Tensor, groups: Sequence[int] | N
     if not _is_plain([*blocks, weights]):
         return reference.combine(blocks, weights, groups)
     indices, matrices, sizes, width = _prepared(blocks, groups)
-    rows = weights.double().numpy()
+    rows = weights.detach().double().numpy()
     directions: list[Tensor] = []
     with np.errstate(all="ignore"):
         for first, last in _packs(sizes, width):
@@ -84,9 +84,10 @@ def combine(blocks: Sequence[Tensor], weights: Tensor, groups: Sequence[int] | N
 
 
 def _is_plain(tensors: Sequence[Tensor]) -> bool:
-    """Whether NumPy can share their memory, or that of a copy."""
+    """Whether NumPy can share their memory, or that of a copy, and nobody wants to differentiate the result."""
     kinds = (Tensor, torch.nn.Parameter)
-    return all(tensor.is_cpu and type(tensor) in kinds and not tensor.requires_grad for tensor in tensors)
+    recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    return not recorded and all(tensor.is_cpu and type(tensor) in kinds for tensor in tensors)
 
 
 def _prepared(
@@ -94,7 +95,8 @@ def _prepared(
 ) -> tuple[list[int], list[Tensor], list[int], int]:
     """The groups, the blocks as ``(K, n)``, their n, and how many columns a chunk has."""
     indices = [0] * len(blocks) if groups is None else [group for group, _ in zip(groups, blocks, strict=True)]
-    matrices = [block if block.ndim == 2 else reference.as_matrix(block) for block in blocks]
+    plain = [block.detach() if block.requires_grad else block for block in blocks]
+    matrices = [block if block.ndim == 2 else reference.as_matrix(block) for block in plain]
     return indices, matrices, [matrix.shape[1] for matrix in matrices], _width(len(matrices[0]))
 
 

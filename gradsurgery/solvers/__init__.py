@@ -1,5 +1,6 @@
-"""Small exact solvers over K x K problems, batched: non-negative least squares and what is built on it."""
+"""Small exact solvers over K x K problems, batched: in NumPy, and those of ``device`` in torch for CUDA graphs."""
 
+from . import device
 from .alignment import aligned_weights
 from .bargaining import bargaining_weights
 from .conflict_averse import conflict_averse_weights
@@ -13,6 +14,7 @@ __all__ = [
     "aligned_weights",
     "bargaining_weights",
     "conflict_averse_weights",
+    "device",
     "equal_projections",
     "mean_of_projected_rows",
     "min_norm_weights",
