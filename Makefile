@@ -36,6 +36,8 @@ format: $(READY)  ## let ruff rewrite what it can
 
 bench: $(READY)  ## measure; writes JSON under benchmarks/results
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/growth.py
+	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/weights.py
 	$(BIN)/python benchmarks/accuracy.py
 

@@ -32,9 +32,10 @@ from .aggregators import (
     Sum,
     UPGrad,
 )
-from .block import FusedHeads, ImpartialityBlock
+from .block import ImpartialityBlock
 from .catalogue import available, get
 from .engines import functional_jacobian
+from .heads import FusedHeads
 from .optimizer import MultiObjectiveOptimizer
 from .rotograd import RotoGrad
 from .sharing import shared_parameters, tag_shared, untag_shared

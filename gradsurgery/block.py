@@ -9,9 +9,6 @@ from torch.autograd.function import once_differentiable
 from . import kernels
 from .aggregators import Aggregator, GramianAggregator
 from .distributed import check_single_process
-from .heads import FusedHeads
-
-__all__ = ["FusedHeads", "ImpartialityBlock"]
 
 
 class ImpartialityBlock(nn.Module):

@@ -1,20 +1,16 @@
 """Linear heads that are evaluated in one go, also behind an impartiality block."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from .block import ImpartialityBlock
 from .sharing import mark_task_specific
-
-if TYPE_CHECKING:
-    from .block import ImpartialityBlock
 
 # Up to this ratio of multiplications, products of the outputs' gradients beat those of K gradients with respect to z.
 _WORTHWHILE = 1.5

@@ -208,7 +208,10 @@ class Run:
 
 def _factor(request: Request, found: PerLossGradients) -> Tensor:
     """What the gradients are multiplied by, or one where that is zero."""
-    factor = request.scale(torch.ones((), device=found.values.device)).double()
+    one = torch.ones((), dtype=torch.float64, device=found.values.device)
+    if request.scale is _unscaled:
+        return one
+    factor = request.scale(one.float()).double()
     return torch.where(factor == 0, torch.ones_like(factor), factor)
 
 

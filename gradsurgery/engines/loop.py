@@ -30,12 +30,14 @@ class Loop(Engine):
         plain = PlainSum()
         members = set(shared)
         specific = [leaf for leaf in problem.leaves if leaf not in members]
+        reached_by_all = (1 << count) - 1
+        common = all(problem.leaves[leaf] == reached_by_all for leaf in shared)
         for position, root in enumerate(problem.roots):
             if not root.requires_grad:
                 continue
             bit = 1 << position
             if position < count:
-                own = [leaf for leaf in shared if problem.leaves[leaf] & bit]
+                own = shared if common else [leaf for leaf in shared if problem.leaves[leaf] & bit]
                 others = [leaf for leaf in specific if problem.leaves[leaf] & bit]
             else:
                 own, others = [], [leaf for leaf, bits in graph.leaves.items() if bits & bit]

@@ -31,9 +31,17 @@ class Rows:
         self._columns: dict[Tensor, Tensor] = {}  # (K, n) views into the matrices
         self._written: dict[Tensor, int] = {}
         self._sparse: dict[Tensor, dict[int, Tensor]] = {}
+        self._usual: tuple[Sequence[Tensor], Tensor] | None = None  # parameters of the first row, and their matrix
+        self._usual_rows = 0
 
     def store(self, row: int, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
         """Writes the gradients of one loss; None stands for zero."""
+        if self._usual is not None and parameters is self._usual[0]:
+            given = [gradient for gradient in gradients if gradient is not None and not gradient.is_sparse]
+            if len(given) == len(parameters):
+                torch.cat([gradient.reshape(-1) for gradient in given], out=self._usual[1][row])
+                self._usual_rows |= 1 << row
+                return
         dense = {}
         for parameter, gradient in zip(parameters, gradients, strict=True):
             if gradient is None:
@@ -57,12 +65,18 @@ class Rows:
                 self._columns[parameter][row].view(parameter.shape).copy_(dense[parameter])
         for parameter in dense:
             self._written[parameter] |= 1 << row
+        if len(self._matrices) == 1:
+            ((members, matrix),) = self._matrices.values()
+            if len(members) == len(parameters):
+                self._usual = parameters, matrix
 
     def blocks(self) -> list[Block]:
         """The finished blocks, zero where a loss does not reach a parameter."""
         for stale in [known for known in self._workspace if known[0] not in self._matrices]:
             del self._workspace[stale]
         full = (1 << self.count) - 1
+        for parameter in self._usual[0] if self._usual is not None else ():
+            self._written[parameter] |= self._usual_rows
         for parameter, written in self._written.items():
             for row in range(self.count) if written != full else ():
                 if not written >> row & 1:
