@@ -6,7 +6,8 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-LossValues: TypeAlias = "Mapping[str, Tensor | None] | Sequence[Tensor | None]"
+LossValues: TypeAlias = "Mapping[str, Tensor | None] | Sequence[Tensor | None] | Tensor"
+"""Scalars, or one tensor with a loss, or several, for each sample."""
 Losses: TypeAlias = "LossValues | Callable[[], LossValues]"
 
 
@@ -57,9 +58,12 @@ def named_losses(losses: object, *, differentiable: bool = True) -> NamedLosses:
     elif isinstance(losses, Sequence) and not isinstance(losses, str):
         items = [(str(position), loss) for position, loss in enumerate(losses)]
     else:
+        hint = "Hand over a dict or list of the losses, not their sum."
+        if isinstance(losses, Tensor) and losses.ndim:
+            hint = "A tensor of one loss a sample is for backward() and scalarize(), and not for engine='func'."
         raise TypeError(
             f"MultiObjectiveOptimizer: `losses` must be a sequence or dict of scalar tensors, or for backward() a "
-            f"callable returning one, got {_kind(losses)}. Hand over a dict or list of the losses, not their sum."
+            f"callable returning one, got {_kind(losses)}. {hint}"
         )
     names = [name for name, _ in items]
     if len(set(names)) < len(names):
@@ -78,6 +82,46 @@ def named_losses(losses: object, *, differentiable: bool = True) -> NamedLosses:
             f"{[name for name, _ in present]}. Was the forward pass run under torch.no_grad()?"
         )
     return NamedLosses(tuple(name for name, _ in present), tuple(loss for _, loss in present), tuple(names))
+
+
+def check_instances(losses: Tensor) -> None:
+    """Raises unless a tensor holds one loss for each sample ``(N,)``, or several ``(N, K)``.
+
+    Raises:
+        TypeError: It is a scalar, or not real.
+        ValueError: It has other dimensions, is empty, or does not require a gradient.
+    """
+    if losses.ndim == 0:
+        named_losses(losses)  # raises, as for anything that is neither
+    shape = tuple(losses.shape)
+    if not losses.is_floating_point():
+        raise TypeError(
+            f"MultiObjectiveOptimizer: `losses` must be floating point, got a tensor of {losses.dtype}. Hand over "
+            f"one real number a sample, as the forward pass returned it."
+        )
+    if losses.ndim > 2 or not losses.numel():
+        raise ValueError(
+            f"MultiObjectiveOptimizer: `losses` must be of shape (N,) or (N, K) when they are one tensor, at least "
+            f"one loss for each of at least one sample, got {shape}. Reduce each sample's: loss.flatten(1).mean(1)."
+        )
+    if not losses.requires_grad:
+        raise ValueError(
+            f"MultiObjectiveOptimizer: `losses` must require a gradient, got a tensor of shape {shape} that does "
+            f"not. Was the forward pass run under torch.no_grad()?"
+        )
+
+
+def instance_names(losses: Tensor) -> tuple[str, ...]:
+    """The positions of per-sample losses as text, such as ``"3"``, or ``"3, 1"`` for the second loss of a sample."""
+    if losses.ndim == 1:
+        return tuple(map(str, range(len(losses))))
+    return tuple(f"{sample}, {loss}" for sample in range(len(losses)) for loss in range(losses.shape[1]))
+
+
+def split_instances(losses: Tensor) -> dict[str, Tensor]:
+    """Per-sample losses one by one."""
+    with torch.enable_grad():
+        return dict(zip(instance_names(losses), losses.reshape(-1).unbind(), strict=True))
 
 
 def _kind(value: object) -> str:
@@ -111,4 +155,6 @@ def _check_scalar(name: str, loss: object) -> Tensor:
 def values_of(losses: Sequence[Tensor]) -> Tensor:
     """The loss values as one float64 tensor ``(K,)``, detached, on the first loss's device."""
     first = losses[0]
+    if all(loss.dtype == first.dtype and loss.device == first.device for loss in losses):
+        return torch.stack([loss.detach() for loss in losses]).double()
     return torch.stack([loss.detach().to(device=first.device, dtype=torch.float64) for loss in losses])

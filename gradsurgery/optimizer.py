@@ -12,8 +12,8 @@ from . import checkpoint
 from .adapters import SurgeryClosure, SurgeryOnBackward
 from .aggregators import Aggregator
 from .delegation import DelegatingOptimizer, names_in, parameters_in
-from .engines import Engine, Request, choose_engine
-from .losses import Losses, LossValues, check_extra_loss, named_losses, values_of
+from .engines import Engine, Instances, Request, choose_engine
+from .losses import Losses, LossValues, check_extra_loss, check_instances, named_losses, split_instances, values_of
 from .ownership import Claim
 from .run import Method, Run, Settings
 from .scalarizers import Scalarizer
@@ -32,6 +32,10 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
     :func:`tag_shared` has tagged; otherwise what two or more losses reach, in this step or any before it. All
     other parameters that a loss reaches receive the plain sum of their gradients; those that no loss reaches
     keep ``.grad`` as it was.
+
+    Losses may also come as one tensor, one for each sample of a batch: the inner products of all samples' gradients
+    then take a single backward pass (see :class:`gradsurgery.engines.Instances`). All that the losses reach is shared
+    unless declared otherwise. Methods must be without a state, as a sample is not the same objective in every step.
 
     Guarantees:
         an optimizer: schedulers, hooks, scalers, checkpoints and clipping work as on the wrapped one.
@@ -75,7 +79,8 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
     ) -> None:
         _check(optimizer, aggregator, engine, scope)
         super().__init__(optimizer)
-        settings = Settings(choose_engine(engine), aggregator, scope)
+        chosen = choose_engine(engine)
+        settings = Settings(chosen, Instances(chosen), aggregator, scope)
         self._run = Run(settings, Sharing(shared), Claim(optimizer))
 
     @property
@@ -104,7 +109,8 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
         Args:
             losses: A dict or sequence of scalars, or a callable that runs the forward pass and returns one.
                 None stands for a loss that is absent in this step, and is not counted; a loss that does not
-                require a gradient is a row of zeros, and is.
+                require a gradient is a row of zeros, and is. Or one tensor with a loss for each sample ``(N,)``,
+                or several ``(N, K)``, of samples that do not mix: see above.
             extra_loss: A scalar whose gradient is added outside the surgery, on every parameter it reaches.
             grad_scaler: For float16 autocast. Gradients are scaled by it; the method sees unscaled ones.
             retain_graph: Whether the graph is needed again.
@@ -113,11 +119,12 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
             What was done.
 
         Raises:
-            TypeError: The losses or the extra loss are of the wrong kind.
+            TypeError: The losses or the extra loss are of the wrong kind, or they are one tensor and the method
+                remembers something of each loss, or needs the gradients themselves.
             ValueError: A loss is not a scalar, none is present, a parameter belongs to another wrapper now, or the
                 method remembers gradients and a shared parameter is not the optimizer's.
-            RuntimeError: A loss depends on something that would be differentiated wrongly, or the method remembers
-                gradients and one is sparse.
+            RuntimeError: A loss depends on something that would be differentiated wrongly, the method remembers
+                gradients and one is sparse, or the losses are one tensor and samples mix.
         """
         check_extra_loss(extra_loss)
         return self._run.perform(
@@ -193,10 +200,12 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
                 f"{type(engine).__name__}. Use engine='loop'."
             )
         check_extra_loss(extra_loss)
-        present = named_losses(losses)
+        if isinstance(losses, Tensor):
+            check_instances(losses)
+        present = named_losses(split_instances(losses) if isinstance(losses, Tensor) else losses)
         terms = [*present.scalars, *([] if extra_loss is None else [extra_loss.reshape(())])]
         value = values_of(terms).sum().to(torch.promote_types(terms[0].dtype, torch.float32))
-        named = present.by_name()
+        named = losses if isinstance(losses, Tensor) else present.by_name()
 
         def perform(factor: Tensor) -> None:
             self._run.perform(self._request(named, extra_loss=extra_loss, scale=lambda loss: loss * factor))

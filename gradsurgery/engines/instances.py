@@ -97,9 +97,10 @@ class Instances(Engine):
     def _arrived(self, samples: Samples, uses: Mapping[Target, list[Use]]) -> tuple[Sites, Deltas]:
         """What arrives at the sites of parameters, from a probe where the structure of the graph is new."""
         every = [use for own in uses.values() for use in own]
+        places = {node: place for place, node in enumerate(samples.graph.names)}
         structure = (
             (samples.count, samples.each, frozenset(samples.graph.names.values())),
-            tuple((use.key, tuple(use.node._input_metadata[0].shape)) for use in every),
+            tuple((use.key, places[use.node], tuple(use.node._input_metadata[0].shape)) for use in every),
         )
         known = self._known.get(structure)
         if known is not None or not every:

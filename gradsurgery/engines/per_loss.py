@@ -57,6 +57,9 @@ def sparse_gradient(parameter: Tensor, indices: Tensor, values: Tensor) -> Tenso
     )
 
 
+_SMALL = 1 << 18
+"""Up to so many numbers, the calls cost more than the arithmetic."""
+
 Groups = Mapping[Tensor, int] | None
 """For each parameter the surgery it takes part in, in ``range(B)``. None: one surgery."""
 
@@ -83,18 +86,25 @@ class Jacobian(SharedGradients):
 
     def __init__(self, blocks: list[Block]) -> None:
         self.blocks = blocks
+        self._wide: Tensor | None = None
 
     @property
     def parameters(self) -> list[Tensor]:
         return [parameter for block in self.blocks for parameter in block.parameters]
 
     def gramian(self, groups: Groups) -> Tensor:
-        if groups is None:  # fewer and larger products
-            return kernels.gramian([block.rows for block in self.blocks])
-        parts = self.parts()
-        return kernels.gramian([part.rows for part in parts], _indices(parts, groups))
+        if groups is not None:
+            parts = self.parts()
+            return kernels.gramian([part.rows for part in parts], _indices(parts, groups))
+        rows = [block.rows for block in self.blocks]
+        if self._is_small():  # then converting the rows once, and not for the direction again, is what counts
+            self._wide = torch.cat(rows, 1).double() if len(rows) > 1 else rows[0].double()
+            rows = [self._wide]
+        return kernels.gramian(rows)  # fewer and larger products
 
     def combine(self, weights: Tensor, groups: Groups) -> list[tuple[Tensor, Tensor]]:
+        if groups is None and self._wide is not None:
+            return self._combine_wide(self._wide, weights)
         parts = self.parts()
         indices = None if groups is None else _indices(parts, groups)
         directions = kernels.combine([part.rows for part in parts], weights, indices)
@@ -105,6 +115,21 @@ class Jacobian(SharedGradients):
     def parts(self) -> list[Block]:
         """One block a parameter."""
         return [part for block in self.blocks for part in block.split()]
+
+    def _is_small(self) -> bool:
+        kinds = {(block.rows.dtype, block.rows.device.type, block.indices is None) for block in self.blocks}
+        few = sum(block.rows.numel() for block in self.blocks) <= _SMALL
+        return few and len(kinds) == 1 and next(iter(kinds))[1:] == ("cpu", True)
+
+    def _combine_wide(self, wide: Tensor, weights: Tensor) -> list[tuple[Tensor, Tensor]]:
+        direction = kernels.combine([wide], weights)[0].to(self.blocks[0].rows.dtype)
+        parameters = self.parameters
+        parts = direction.split([parameter.numel() for parameter in parameters])
+        gradients = [
+            torch.empty(parameter.shape, dtype=part.dtype) for parameter, part in zip(parameters, parts, strict=True)
+        ]
+        torch._foreach_copy_([gradient.view(-1) for gradient in gradients], list(parts))
+        return list(zip(parameters, gradients, strict=True))
 
 
 def _indices(parts: list[Block], groups: Mapping[Tensor, int]) -> list[int]:
