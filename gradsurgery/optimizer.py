@@ -47,16 +47,17 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
         aggregator: The method: an aggregator, or a scalarizer, which weighs the losses in one backward pass, on all
             parameters alike.
         shared: Modules or parameters that the losses share. ``None``: the tagged ones, or found automatically.
-        engine: ``"loop"``, ``"func"``, an engine, or ``"auto"``: ``"loop"``, the most robust, and as fast as
-            batching on a CPU. Not for a scalarizer.
+        engine: How gradients are obtained: ``"loop"``, ``"ghost"``, ``"batched"``, ``"func"``, an engine,
+            or ``"auto"``, which predicts whether ``"ghost"`` or ``"loop"`` is cheaper. Not for a scalarizer.
         scope: One surgery over all shared parameters together, or one for each module or tensor.
 
     Raises:
         TypeError: ``optimizer`` or ``aggregator`` is of the wrong kind.
-        ValueError: ``engine`` or ``scope`` is unknown, or not to be had with a scalarizer, or ``shared`` is empty.
+        ValueError: ``engine`` or ``scope`` is unknown, or not to be had with the method, or ``shared`` is empty.
 
     Cost:
-        With ``"loop"``, K backward passes and K x P numbers, P the number of shared parameters.
+        With ``"loop"``, K backward passes and K x P numbers, P the number of shared parameters; with ``"ghost"``, K
+        backward passes that leave the weights out, and K times the layers' outputs.
 
     Example:
         >>> model = nn.Linear(1, 2, bias=False)
@@ -80,6 +81,11 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
         _check(optimizer, aggregator, engine, scope)
         super().__init__(optimizer)
         chosen = choose_engine(engine)
+        if isinstance(aggregator, Aggregator) and aggregator.needs_jacobian and not chosen.has_rows:
+            raise ValueError(
+                f"MultiObjectiveOptimizer: `engine` must deliver the gradients themselves for "
+                f"{type(aggregator).__name__}, got {type(chosen).__name__}. Use engine='auto' or engine='loop'."
+            )
         settings = Settings(chosen, Instances(chosen), aggregator, scope)
         self._run = Run(settings, Sharing(shared), Claim(optimizer))
 

@@ -84,10 +84,22 @@ def reach(roots: Sequence[Tensor]) -> Reach:
 
 
 def sparse_tables(graph: Reach) -> set[Tensor]:
-    """The tables of embeddings whose gradients are sparse."""
-    nodes = [node for node, name in graph.names.items() if name.startswith("Embedding") and node._saved_sparse]
-    leaves = [getattr(node.next_functions[0][0], "variable", None) for node in nodes]
-    return {leaf for leaf in leaves if leaf is not None}
+    """The parameters that get sparse gradients: the tables of embeddings, and what tables are made of."""
+    waiting = [node.next_functions[0][0] for node, name in graph.names.items() if _is_sparse(node, name)]
+    seen: set[Node] = set()
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += graph.children[node]
+    return {node.variable for node in seen if hasattr(node, "variable")}
+
+
+def _is_sparse(node: Node, name: str) -> bool:
+    """Whether a node hands on a sparse gradient."""
+    if name == "GatherBackward0":
+        return bool(node._saved_sparse_grad)
+    return name.startswith("Embedding") and bool(node._saved_sparse)
 
 
 def _nodes_below(starts: list[Node]) -> tuple[dict[Node, list[Node]], dict[Node, int]]:

@@ -81,7 +81,7 @@ class Passes:
         with _arrivals(inputs) as arrived:
             found = torch.autograd.grad(roots, inputs, seeds, retain_graph=keep, allow_unused=True)
             gradients = [arrived.get(place, gradient) for place, gradient in enumerate(found)]
-        return [None if gradient is None else gradient * factor.to(gradient.device) for gradient in gradients]
+        return [None if gradient is None else _times(gradient, factor) for gradient in gradients]
 
     def _reaches(self, loss: int, one: Input) -> bool:
         bits = self._problem.leaves[one] if isinstance(one, Tensor) else self._problem.graph.nodes[one.node]
@@ -114,6 +114,12 @@ class Passes:
         leaves = [leaf for leaf, bits in problem.graph.leaves.items() if bits >> self.count]
         if extra is not None and extra.requires_grad and leaves:
             self.plain.add(leaves, self._pass(self.count, leaves, last=last))
+
+
+def _times(gradient: Tensor, factor: Tensor) -> Tensor:
+    """The multiple of a gradient, in its dtype, by a factor that may be beyond the range of that."""
+    wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+    return (wide * factor.to(gradient.device)).to(gradient.dtype)
 
 
 @contextmanager
