@@ -44,7 +44,7 @@ def builders(problem: Problem) -> dict[str, Builder]:
 def _for_tasks(problem: Tasks) -> Iterator[tuple[str, Builder]]:
     held = problem.parameters
     yield PLAIN, lambda: Contender(lambda: torch.stack(problem.losses()).sum().backward(), held)
-    for engine in ("auto", "ghost", "loop", "func"):
+    for engine in ("auto", "ghost", "batched", "loop", "func"):
         yield f"gradsurgery, {engine}", partial(_wrapped, problem, engine)
     yield NAIVE, lambda: Contender(_naive(problem), held)
     if importlib.util.find_spec(PEER):

@@ -47,6 +47,8 @@ def able(candidates: dict[str, Builder]) -> tuple[dict[str, Runner], dict[str, s
             runner = Runner(builder(), 1)
             first = runner.seconds()
         except Exception as error:  # a peer's limits are a result
+            if not name.startswith(PEER):
+                raise
             unable[name] = f"{type(error).__name__}: {error}".splitlines()[0]
         else:
             usual = first if first > 0.1 else runner.seconds()

@@ -113,7 +113,7 @@ class ImpartialityBlock(nn.Module):
             direction = direction if factor == 1.0 else direction * factor
         else:
             weights = self.weights(kernels.gramian([rows])[0])
-            direction = kernels.combine([rows], weights.unsqueeze(0))[0]
+            direction = kernels.combine([kernels.widened(rows)], weights.unsqueeze(0))[0]  # rounded once, at the end
         if self.rescale:
             direction = self.rescaled(direction, rows.sum(0, dtype=wide_dtype))
         return direction.to(rows.dtype)

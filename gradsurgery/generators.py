@@ -22,7 +22,7 @@ def own_generator(generator: torch.Generator | None, on_gpu: bool, name: str) ->
     return generator
 
 
-def draws_there(generator: torch.Generator, device: torch.device, name: str) -> bool:
+def draws_there(generator: torch.Generator, device: torch.device, on_gpu: bool, name: str) -> bool:
     """Whether draws for tensors on ``device`` are made there; raises where a graph is captured and they are not.
 
     For the meta device nothing is drawn anywhere. A generator may name no particular GPU.
@@ -31,10 +31,13 @@ def draws_there(generator: torch.Generator, device: torch.device, name: str) -> 
     if device.type == "meta" or (own.type == device.type and own.index in (None, device.index)):
         return True
     if is_captured(device):
+        remedy = (
+            f"Pass generator=torch.Generator({str(device)!r}) and register it with the graph before the capture: "
+            f"graph.register_generator_state(generator)."
+        )
         raise RuntimeError(
             f"{name}: `generator` must be on {device} while a CUDA graph is being captured, got one on {own}. "
-            f"Pass generator=torch.Generator({str(device)!r}) and register it with the graph "
-            f"before the capture: graph.register_generator_state(generator)."
+            f"{remedy if on_gpu else 'It draws on the CPU alone: call it outside of the graph.'}"
         )
     return False
 

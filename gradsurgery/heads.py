@@ -1,6 +1,6 @@
 """Linear heads that are evaluated in one go, also behind an impartiality block."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -69,21 +69,30 @@ class FusedHeads(nn.Module):
         self.owners: Tensor  # (sum(widths), K), on the host: 1 where a row of weight belongs to a head
         self.padded: Tensor  # for each row of weight its place when all heads are as wide as the widest
         self.register_buffer("padded", None, persistent=False)
+        self._lay_out()
         mark_task_specific(self)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draws weights and biases as ``nn.Linear`` does, which depends on ``in_features`` alone."""
+        bound = self.in_features**-0.5
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def _lay_out(self) -> None:
         widest = max(self.out_features)
         places = [head * widest + row for head, width in enumerate(self.out_features) for row in range(width)]
         self.padded = torch.tensor(places, device=self.weight.device)
         self.owners = torch.zeros(sum(self.out_features), len(self.out_features), dtype=torch.float64, device="cpu")
         for head, rows in enumerate(self.slices):
             self.owners[rows, head] = 1.0
-        bound = self.in_features**-0.5
-        nn.init.uniform_(self.weight, -bound, bound)
-        if self.bias is not None:
-            nn.init.uniform_(self.bias, -bound, bound)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FusedHeads":
+        """As in torch; what is not in a state dict is written anew, for ``to_empty`` leaves it as it finds memory."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._lay_out()
+        return self
 
     def head_slices(self) -> list[slice]:
         """The rows of ``weight`` that belong to each head."""
@@ -110,14 +119,20 @@ class FusedHeads(nn.Module):
         """All outputs as one tensor, each head on its own view of ``z``."""
         if not (z.requires_grad and torch.is_grad_enabled()):
             return functional.linear(z, self.weight, self.bias)
-        received: list[Tensor | None] = []
+        received: list[
+            Tensor | None
+        ] = []  # at most one: a pass for the heads' parameters alone leaves its own behind
         view = _Passed.apply(z, self.weight.detach(), self, block, received)  # type: ignore[no-untyped-call]
         output = functional.linear(view, self.weight, self.bias)
-        output.register_hook(received.append)
+        output.register_hook(lambda gradient: _replace(received, gradient))
         return output
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={list(self.out_features)}"
+
+
+def _replace(received: list[Tensor | None], gradient: Tensor | None) -> None:
+    received[:] = [None if gradient is None else gradient.detach()]  # else a graph of it would keep itself alive
 
 
 class _Passed(torch.autograd.Function):
@@ -148,7 +163,7 @@ class _Passed(torch.autograd.Function):
         found = None if block.needs_rows else _direction(gradient, weight, total, heads, block)
         if found is None:
             rows = _gradient_by_head(gradient, weight.to(gradient.dtype), heads)
-            found = block.aggregate(rows.view(-1, *z.shape).to(z.dtype), z)
+            found = block.aggregate(rows.view(len(heads.out_features), *z.shape).to(z.dtype), z)
         return found, None, None, None, None
 
 

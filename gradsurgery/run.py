@@ -79,7 +79,6 @@ class Run:
             names=names,
             workspace=self.workspace,
             rows=isinstance(self.settings.method, Aggregator) and self.settings.method.needs_jacobian,
-            several_groups=self.settings.scope != "all",
         )
 
     def perform(self, request: Request, first: Surgery | None = None) -> Surgery:

@@ -306,7 +306,7 @@ class Randomized(Stateful):
         Raises:
             RuntimeError: They are not, and a CUDA graph is being captured.
         """
-        return draws_there(self.generator, device, type(self).__name__)
+        return draws_there(self.generator, device, self.draws_on_gpu, type(self).__name__)
 
     def get_extra_state(self) -> Tensor:
         return self.generator.get_state()

@@ -1,8 +1,10 @@
 """Surgery inside the network: the block, and the heads that evaluate in one go behind it."""
 
 import copy
+import gc
 import io
 import pickle
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -170,6 +172,19 @@ def test_dtype_is_kept(dtype: torch.dtype) -> None:
     found = pull(gs.MGDA(), CONFLICT.to(dtype), rescale=True)
     assert found.dtype == dtype
     assert_near(found, pull(gs.MGDA(), CONFLICT, rescale=True), 4 * torch.finfo(dtype).eps)
+
+
+def test_half_precision_is_rounded_to_once() -> None:
+    """Where rows nearly cancel, the method's direction is so short that float16 would have few digits of it."""
+    source = torch.Generator().manual_seed(1)
+    row, noise = torch.randn(2, 64, generator=source)
+    rows = (0.01 * torch.stack([row, -0.5 * row + 1e-3 * noise])).half()
+    found = {}
+    for dtype in (torch.float16, torch.float64):
+        z = torch.zeros(64, dtype=dtype, requires_grad=True)
+        torch.stack(gs.ImpartialityBlock(2, gs.MGDA())(z)).backward(rows.to(dtype))
+        found[dtype] = z.grad
+    assert_near(found[torch.float16], found[torch.float64].half(), 1e-5)
 
 
 @pytest.mark.parametrize("rescale", [True, False])
@@ -657,6 +672,33 @@ def test_fused_heads_differentiated_twice() -> None:
     (gradient,) = torch.autograd.grad(loss, z, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
+
+
+def test_fused_heads_keep_no_graph_alive() -> None:
+    heads, z = gs.FusedHeads(5, [2, 1]).double(), torch.ones(4, 5, dtype=torch.float64, requires_grad=True)
+    loss = objective(heads(z, gs.ImpartialityBlock(2, gs.MGDA())))
+    torch.autograd.grad(loss, heads.weight, create_graph=True)  # not down to z
+    point = weakref.ref(z)
+    del z, loss
+    gc.collect()
+    assert point() is None
+
+
+@pytest.mark.parametrize("widths", [[2, 1], [40, 40, 40]], ids=str)
+def test_fused_heads_without_samples(widths: list[int]) -> None:
+    heads = gs.FusedHeads(5, widths)
+    assert behind(heads, torch.zeros(0, 5), torch.zeros(0, sum(widths)), gs.MGDA()).shape == (0, 5)
+
+
+def test_fused_heads_that_are_allocated_later() -> None:
+    heads = gs.FusedHeads(5, [2, 1, 3])
+    with torch.device("meta"):
+        late = gs.FusedHeads(5, [2, 1, 3])
+    late.to_empty(device="cpu").load_state_dict(heads.state_dict())
+    received = torch.randn(8, 6, generator=torch.Generator().manual_seed(2))
+    for build in (gs.MGDA, aggregators.TrimmedMean):
+        expected = behind(heads, torch.zeros(8, 5), received, build())
+        assert_same_bits(behind(late, torch.zeros(8, 5), received, build()), expected)
 
 
 def test_fused_heads_initialise_like_linear_layers() -> None:

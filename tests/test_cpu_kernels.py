@@ -132,6 +132,12 @@ def test_nonfinite_entries_pass_through(rows: int, bad: float) -> None:
         assert_same_bits(one.isfinite(), other.isfinite())
 
 
+def test_blocks_that_are_negated_when_they_are_read() -> None:
+    for dtype in (torch.float32, torch.float64):
+        compare([torch._neg_view(block_of((3, 40), dtype))])
+        compare([torch._neg_view(block_of((3, 40), dtype)), block_of((3, 7), dtype)])
+
+
 def test_sums_are_exact_where_rounding_is_not_needed() -> None:
     """Float32 sums of so many small integers would not be."""
     for rows in (2, 8, 16, 20):

@@ -11,7 +11,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ from support import (
     state_of,
     with_cosine,
 )
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gradsurgery as gs
@@ -62,7 +62,11 @@ METHODS: dict[str, Build] = {
     "AlignedMTL, median": lambda: AlignedMTL("median"),
     "AlignedMTL, rmse": lambda: AlignedMTL("rmse"),
 }
-CAPTURABLE = [method for method, contract in CONTRACTS.items() if "no_host_sync" in contract.guarantees]
+CAPTURABLE = [
+    method
+    for method, contract in CONTRACTS.items()
+    if "no_host_sync" in contract.guarantees and contract.kind == "gramian"
+]
 
 
 @contextmanager
@@ -445,13 +449,36 @@ def meta(*shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.float64, device="meta")
 
 
+def built_for(method: type[GramianAggregator], size: int) -> GramianAggregator:
+    if method is aggregators.Constant:
+        return aggregators.Constant(torch.linspace(0.5, 2.0, size))
+    built = CONTRACTS[method].build()
+    assert isinstance(built, GramianAggregator)
+    return built
+
+
 @pytest.mark.parametrize("size", [1, 2, 8, 9, 20])
 @pytest.mark.parametrize("method", CAPTURABLE)
 def test_methods_only_do_what_a_graph_can_capture(method: type[GramianAggregator], size: int) -> None:
-    built = CONTRACTS[method].build()
-    if isinstance(built, GramianAggregator) and not isinstance(built, aggregators.Constant):
-        for shape in ((size, size), (3, size, size)):
-            launches(lambda shape=shape: built.solve(meta(*shape), meta(size)))  # type: ignore[misc]
+    built = built_for(method, size)
+    built.solve(meta(size, size), meta(size))  # Constant's weights are brought to the device once
+    for shape in ((size, size), (3, size, size)):
+        launches(lambda shape=shape: built.solve(meta(*shape), meta(size)))  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("engine", ["loop", "batched"])
+@pytest.mark.parametrize("method", [gs.PCGrad, MGDA, UPGrad, IMTLG, AlignedMTL])
+def test_a_whole_step_reads_nothing_on_the_host(method: Build, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # the meta device has none
+    with torch.device("meta"):
+        trunk, heads, inputs = nn.Linear(8, 5), [nn.Linear(5, 1) for _ in range(3)], torch.ones(4, 8)
+    parameters = [*trunk.parameters(), *(parameter for head in heads for parameter in head.parameters())]
+    wrapped = gs.MultiObjectiveOptimizer(torch.optim.SGD(parameters), method(), shared=trunk, engine=engine)
+    for _ in range(2):  # the second one adds to gradients that are there
+        losses = [head(trunk(inputs)).square().mean() for head in heads]
+        with assert_no_host_sync():
+            wrapped.backward(losses)
+    assert all(parameter.grad is not None for parameter in parameters)
 
 
 @pytest.mark.parametrize(
@@ -510,7 +537,9 @@ def test_a_capture_needs_a_generator_on_the_device() -> None:
         with pytest.raises(RuntimeError, match=message):
             gs.Chain(gs.Mean(), gs.PCGrad()).looks_back(gpu)
         with pytest.raises(RuntimeError, match="^Random: `generator`"):
-            draws_there(torch.Generator(), gpu, "Random")
+            draws_there(torch.Generator(), gpu, True, "Random")
+        with pytest.raises(RuntimeError, match=r"^GradDrop: `generator` .* call it outside of the graph\.$"):
+            gs.GradDrop().looks_back(gpu)  # which takes no generator on a GPU
         assert not gs.MGDA().looks_back(gpu)
     with gpu_whose_stream_is_captured(False) as gpu:
         assert gs.PCGrad().looks_back(gpu)
@@ -549,27 +578,27 @@ def test_a_generator_goes_back_where_it_was() -> None:
         gs.GradDrop(generator=3)  # type: ignore[arg-type]
 
 
+def test_a_loss_that_is_unknown_leaves_no_weights() -> None:
+    """Where losses are on a GPU, NaN stands for those that are not positive, wherever the Gramian is."""
+    for normalization in ("loss", "loss+"):
+        losses = torch.tensor([1.0, 2.0, math.nan], dtype=torch.float64)
+        assert bool(MGDA(normalization).weights(torch.eye(3, dtype=torch.float64), losses).isnan().all())
+
+
 # --- on a GPU ----------------------------------------------------------------------------------------------------
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 def built_for_gpu(method: type[GramianAggregator], size: int) -> GramianAggregator:
-    if method is aggregators.Constant:
-        return aggregators.Constant(torch.linspace(0.5, 2.0, size))
     if issubclass(method, gs.Randomized):
         return method(generator=torch.Generator("cuda").manual_seed(0))
-    built = CONTRACTS[method].build()
-    assert isinstance(built, GramianAggregator)
-    return built
-
-
-GRAMIAN_METHODS = [method for method in CAPTURABLE if CONTRACTS[method].kind == "gramian"]
+    return built_for(method, size)
 
 
 @needs_gpu
 @pytest.mark.parametrize("size", [2, 8])
-@pytest.mark.parametrize("method", GRAMIAN_METHODS)
+@pytest.mark.parametrize("method", CAPTURABLE)
 def test_nothing_waits_for_a_gpu(method: type[GramianAggregator], size: int) -> None:
     built = built_for_gpu(method, size)
     gramian, losses = (gaussian(size, 9) @ gaussian(size, 9).mT).cuda(), torch.ones(size).cuda()
@@ -586,7 +615,7 @@ def test_nothing_waits_for_a_gpu(method: type[GramianAggregator], size: int) -> 
 
 @needs_gpu
 @pytest.mark.parametrize("size", [8, 20])
-@pytest.mark.parametrize("method", GRAMIAN_METHODS)
+@pytest.mark.parametrize("method", CAPTURABLE)
 def test_a_graph_solves_what_it_is_given(method: type[GramianAggregator], size: int) -> None:
     built = built_for_gpu(method, size)
     gramian, losses = torch.eye(size, dtype=torch.float64).cuda(), torch.ones(size).cuda()

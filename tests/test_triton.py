@@ -191,6 +191,15 @@ def test_powers_of_two_pass_through(rows: int, columns: int, data: st.DataObject
     assert_same_bits(kernels.gramian([scaled.to(DEVICE)], fused=True).cpu()[0], expected)
 
 
+def test_products_that_underflow_are_small() -> None:
+    """Of entries far below others of their rows, where these need no scaling."""
+    rows = torch.zeros(2, 100)
+    rows[0, 0] = rows[1, 1] = 2.0**-39
+    rows[:, 2:] = 2.0**-66
+    blocks = [rows.to(DEVICE)]
+    assert_gramian(kernels.gramian(blocks, fused=True), blocks, relative=1e-10)
+
+
 @pytest.mark.parametrize("rows", [5, 17])
 def test_same_bits_every_time(rows: int) -> None:
     blocks = [block(rows, columns, seed=columns) for columns in (40, 3)]
@@ -391,6 +400,7 @@ REFUSED: dict[str, Callable[[], list[Tensor]]] = {
     "a tensor is of a subclass": lambda: [block(2, 3).as_subclass(Subclass)],
     "the blocks have different numbers of rows": lambda: [block(2, 3), block(3, 3)],
     "the blocks are on several devices": lambda: [block(2, 3), torch.zeros(2, 3, device="meta")],
+    "a tensor is negated when it is read": lambda: [torch._neg_view(block(2, 3))],
     "there are no blocks": list,
 }
 
@@ -412,6 +422,26 @@ def test_where_projections_can_be_fused() -> None:
 def test_nothing_is_read_beyond_the_tensors(groups: list[int], weights: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="combine: `fused` must be None or False where"):
         kernels.combine([block(2, 3)], torch.ones(weights, device=DEVICE), groups, fused=True)
+
+
+def test_no_gradient_is_lost() -> None:
+    weights = torch.ones(1, 2, device=DEVICE, requires_grad=True)
+    with pytest.raises(ValueError, match="where the weights require a gradient, got True"):
+        kernels.combine([block(2, 3)], weights, fused=True)
+    with torch.no_grad():
+        assert kernels.combine([block(2, 3)], weights, fused=True)[0].shape == (3,)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (1, 2, 3), (1, 3), (3, 2, 3)])
+def test_nothing_is_read_beyond_orders_and_targets(shape: tuple[int, ...]) -> None:
+    gramians, order = problems(3, 2)
+    wrong, reason = torch.zeros(shape, dtype=torch.int64), r"where an order of shape .* does not fit Gramians"
+    with pytest.raises(ValueError, match=reason):
+        kernels.project(gramians, wrong.to(DEVICE), fused=True)
+    with pytest.raises(ValueError, match=reason):
+        kernels.vaccinate(gramians, gramians, wrong.to(DEVICE), 0.1)
+    with pytest.raises(ValueError, match=r"where targets of shape \(3, 3\) do not fit Gramians of shape \(2, 3, 3\)"):
+        kernels.vaccinate(gramians, gramians[0], order, 0.1)
 
 
 @pytest.mark.parametrize(("version", "reason"), [(None, "is not installed"), ("3.2.0", "is older than 3.3: 3.2.0")])
@@ -471,13 +501,15 @@ def test_kernels_are_loaded_before_a_capture(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
     monkeypatch.setattr(worklist, "_LAUNCHED", set())
     device, kernel = torch.device("cuda", 0), Recorder()
-    for now, size, expected in ((True, 1, 0), (False, 1, 1), (True, 1, 2), (True, 2, 2)):
+    wide, narrow = torch.zeros(1, dtype=torch.float64), torch.zeros(1)  # another dtype is another kernel
+    steps = ((True, 1, wide, 0), (False, 1, wide, 1), (True, 1, wide, 2), (True, 2, wide, 2), (True, 1, narrow, 2))
+    for now, size, argument, expected in steps:
         capturing[0] = now
         refused = expected == len(kernel.launches)
         with pytest.raises(RuntimeError, match="got recorder with .* Run one step") if refused else nullcontext():
-            worklist.launch(kernel, (7,), device, "argument", K=size)
+            worklist.launch(kernel, (7,), device, argument, K=size)
         assert len(kernel.launches) == expected
-    assert kernel.launches[0] == ((7,), ("argument",), {"K": 1})
+    assert kernel.launches[0] == ((7,), (wide,), {"K": 1})
 
 
 COMPILATION = """

@@ -51,7 +51,10 @@ class Constant(GramianAggregator):
             return weights.clone()
         if weights.device != gramian.device:
             weights = self._on_device = torch.tensor(self.constants, dtype=torch.float64, device=gramian.device)
-        return weights[self._known_rows(gramian.shape[-1])].expand(gramian.shape[:-1]).clone()
+        rows = self._known_rows(gramian.shape[-1])
+        if len(rows) < len(weights) or rows != sorted(rows):  # a list as index would be copied to the device
+            weights = torch.stack([weights[row] for row in rows])
+        return weights.expand(gramian.shape[:-1]).clone()
 
     def _known_rows(self, count: int) -> list[int]:
         rows = self.current_rows(count)

@@ -82,7 +82,7 @@ class MGDA(GramianAggregator):
         inverse = torch.where(scale > 0, 1.0 / scale, 0.0)
         normalized = gramian * inverse.unsqueeze(-1) * inverse.unsqueeze(-2)
         weights = on_host_or_device(min_norm_weights, device.min_norm_weights, normalized) * inverse
-        return weights if gramian.is_cpu else torch.where(scale.isnan().any(-1, keepdim=True), torch.nan, weights)
+        return torch.where(scale.isnan().any(-1, keepdim=True), torch.nan, weights) if self.uses_losses else weights
 
     def _scale(self, gramian: Tensor, losses: Tensor | None) -> Tensor:
         norms = gramian.diagonal(dim1=-2, dim2=-1).sqrt()

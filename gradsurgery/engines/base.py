@@ -28,7 +28,6 @@ class Request:
         names: Names of parameters, by id, for errors.
         workspace: Memory that may serve again in the next step.
         rows: Whether the gradients themselves are needed, not only their inner products and combinations.
-        several_groups: Whether there is more than one surgery.
     """
 
     losses: Losses
@@ -40,7 +39,6 @@ class Request:
     names: dict[int, str] = field(default_factory=dict)
     workspace: Workspace = field(default_factory=dict)
     rows: bool = False
-    several_groups: bool = False
 
     def evaluated(self) -> LossValues:
         """The losses, after the forward pass if they came as a callable."""

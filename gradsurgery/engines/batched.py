@@ -15,9 +15,10 @@ class Batched(Engine):
     """Passes the part of the graph that the losses share once, with all their gradients side by side.
 
     Where that is not possible, ``Loop`` runs: operations that cannot be batched or are written in Python, sparse
-    gradients, losses that reach different ends of what they share, parameters outside the surgery that several losses
-    reach. Tensor hooks in the shared part fire once and see a gradient that stands for those of all losses; such
-    tensors are of no use after the pass, so hooks should not keep them, nor should ``retain_grad`` be used.
+    gradients, losses that reach different ends of what they share, or pass no gradient on to it, parameters outside
+    the surgery that several losses reach. Tensor hooks in the shared part fire once and see a gradient that stands
+    for those of all losses; such tensors are of no use after the pass, so hooks should not keep them, nor should
+    ``retain_grad`` be used. Where the losses part, hooks fire before that too, with a sum that is not used.
 
     Raises:
         RuntimeError: A loss depends on a reentrant checkpoint, or an operation of a kind that could be batched in
@@ -54,7 +55,7 @@ class Batched(Engine):
         extra = _extra_gradients(problem)
         descent = descend(problem, frontier, keep=keep)
         try:
-            rows = pass_at_once(descent.seeds, several, keep=keep)
+            rows = pass_at_once(problem, descent, several, keep=keep)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, NotImplementedError) as error:  # a pass a loss will show whose error it is

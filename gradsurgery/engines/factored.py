@@ -9,6 +9,7 @@ direct form.
 import torch
 from torch import Tensor
 
+from .. import kernels
 from .products import Size
 from .workspace import Workspace, reused
 
@@ -22,7 +23,7 @@ _BLOCK = 32
 def saving(size: Size, losses: int) -> float:
     """How much the compressed form saves, in floating point operations; negative if the direct form is cheaper."""
     copies, rows, height, width = size
-    if rows > width:
+    if not 0 < rows <= width:
         return -1.0
     passes = (20 + 2 * losses) * losses * copies * height  # inner products in float64, per column
     direct = 2 * losses * copies * rows * height * width + passes * width
@@ -61,8 +62,8 @@ def compressed(inputs: Tensor, deltas: Tensor, workspace: Workspace, *, careful:
 
 def _factor(inputs: Tensor) -> Tensor:
     """The upper triangular factor of the inputs' Gramian, float64, by way of unit rows: no row is too small."""
-    wide = inputs.double()
-    gramian = wide @ wide.mT
+    # float64 products on any device: errors here are squared before they count
+    gramian = torch.stack([kernels.gramian([matrix], fused=False)[0] for matrix in inputs])
     norms = gramian.diagonal(dim1=-2, dim2=-1).sqrt()
     scale = torch.where(norms > 0, norms, 1.0)
     unit = gramian / (scale.unsqueeze(-1) * scale.unsqueeze(-2))

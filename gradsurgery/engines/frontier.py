@@ -84,12 +84,12 @@ class Descent(NamedTuple):
     """What the private parts of the losses gave.
 
     Args:
-        seeds: For each point of the frontier what arrives there, ``(K, ...)``.
+        arrived: For each point of the frontier that a gradient arrives at the gradients of the losses by number.
         plain: The gradients of what is not shared.
         alone: For each shared parameter that one loss alone reaches, which one, and its gradient.
     """
 
-    seeds: dict[GradientEdge, Tensor]
+    arrived: dict[GradientEdge, dict[int, Tensor]]
     plain: PlainSum
     alone: dict[Tensor, tuple[int, Tensor]]
 
@@ -120,14 +120,7 @@ def descend(problem: Problem, frontier: Frontier, *, keep: bool) -> Descent:
         finally:
             for hook in hooks:
                 hook.remove()
-    workspace, count = problem.request.workspace, len(problem.scalars)
-    seeds = {}
-    for place, (edge, gradients) in enumerate(arrived.items()):
-        some = next(iter(gradients.values()))
-        rows = seeds[edge] = reused(workspace, ("seeds", place), (count, *some.shape), some)
-        for loss, row in enumerate(rows):
-            row.copy_(gradients[loss]) if loss in gradients else row.zero_()
-    return Descent(seeds, *_divided(problem, own, found))
+    return Descent(arrived, *_divided(problem, own, found))
 
 
 def _divided(
@@ -143,12 +136,13 @@ def _divided(
     return plain, alone
 
 
-def pass_at_once(seeds: dict[GradientEdge, Tensor], leaves: Sequence[Tensor], *, keep: bool) -> list[Tensor | None]:
+def pass_at_once(problem: Problem, descent: Descent, leaves: Sequence[Tensor], *, keep: bool) -> list[Tensor | None]:
     """The gradients ``(K, *shape)`` of all losses with respect to parameters; None where none arrives.
 
     Raises:
-        RuntimeError: An operation cannot be batched.
+        RuntimeError: An operation cannot be batched, or some loss does not arrive where others do.
     """
+    seeds = _seeds(problem, descent)
     if not seeds:
         return [None] * len(leaves)
     reached: list[bool] = []
@@ -163,6 +157,19 @@ def pass_at_once(seeds: dict[GradientEdge, Tensor], leaves: Sequence[Tensor], *,
         # what is drawn again, in a checkpoint, is the same for all losses
         found = iter(torch.func.vmap(one_pass, randomness="same")(*seeds.values()))
     return [next(found) if arrived else None for arrived in reached]
+
+
+def _seeds(problem: Problem, descent: Descent) -> dict[GradientEdge, Tensor]:
+    """For each point of the frontier what arrives there, ``(K, ...)``."""
+    count, seeds = len(problem.scalars), {}
+    for place, (edge, gradients) in enumerate(descent.arrived.items()):
+        if len(gradients) < count:
+            raise RuntimeError("a gradient that some of the losses do not pass on")
+        shape = (count, *gradients[0].shape)
+        rows = seeds[edge] = reused(problem.request.workspace, ("seeds", place), shape, gradients[0])
+        for loss, gradient in gradients.items():
+            rows[loss].copy_(gradient)
+    return seeds
 
 
 def _is_one(bits: int) -> bool:

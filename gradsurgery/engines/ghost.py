@@ -27,15 +27,17 @@ class Ghost(Engine):
     Of a linear layer, a convolution or an embedding with input a, autograd is only asked for the gradients
     :math:`\delta_k` with respect to its output. Inner products follow from the :math:`\delta_k` and a, the direction
     from :math:`(\sum_k w_k \delta_k)^\top a`. Layers are found on the autograd graph, so a model may be written in
-    any way; parameters that are used in any other way get their per-loss gradients as usual. Tensor hooks fire once a
-    loss. Where what is kept would exceed a quarter of the Jacobian, it is obtained in several passes and dropped, and
-    one more backward pass gives the direction.
+    any way; parameters that are used in any other way get their per-loss gradients as usual. Hooks on tensors and
+    modules fire once a loss; those on nodes (``grad_fn.register_hook``) and on views of a weight do not act on
+    gradients that are not formed. Where what is kept would exceed a quarter of the Jacobian, it is obtained in
+    several passes and dropped, and one more backward pass, for the weighted sum of the losses, gives the direction.
 
     Guarantees:
         the numbers of ``Loop`` up to rounding, also where per-sample gradients cancel: sums are then float64.
 
     Raises:
-        RuntimeError: The method needs the gradients themselves, or a loss depends on a reentrant checkpoint.
+        RuntimeError: The method needs the gradients themselves, a loss depends on a reentrant checkpoint, or
+            gradients are dropped and a hook or custom Function is not linear in the gradient.
 
     Cost:
         K backward passes that leave the weights out; for a layer with R rows (samples times positions) and width D

@@ -35,6 +35,9 @@ class Instances(Engine):
 
     Handing over a tensor declares that samples do not mix. Once for each structure of the graph it is looked at: half
     of the losses must leave what arrives for the other samples exactly zero. That also tells which rows are whose.
+    Missed are single samples that mix within a half, and hooks and custom Functions that mix the gradients of all
+    losses, which they see at once, such as by clipping their norm. Hooks on nodes (``grad_fn.register_hook``) and on
+    views of a weight do not act on gradients that are not formed.
 
     Guarantees:
         the numbers of ``Loop`` on the losses one by one up to rounding: sums within a sample are float64.
@@ -51,7 +54,7 @@ class Instances(Engine):
         One backward pass that leaves the weights out; two where the structure of the graph is new, and until every
         layer has been reached; K times as many for losses ``(N, K)``. ``N^2`` operations for each input and output of
         a layer, and no more than for each of its parameters with several rows a sample; one product a layer for the
-        direction. No gradient of a matched layer's weights is ever formed for all samples at a time.
+        direction. Where the gradients of samples are formed to multiply them, it is 2^24 numbers of them at a time.
 
     References:
         Goodfellow, Efficient per-example gradient computations (arXiv:1510.01799).

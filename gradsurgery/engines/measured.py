@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import kernels
 from .passes import Passes
 from .per_loss import Groups, SharedGradients
-from .pieces import LIGHT, Arrival, Explicit, Implicit, Piece, Summed, summed_of
+from .pieces import LIGHT, Arrival, Explicit, Implicit, Piece, Summed, length, summed_of
 from .uses import Use, norms
 
 CANCELLATION = 100.0
@@ -35,7 +35,8 @@ class Measures:
         self._summed = [place for place, extent in enumerate(extents) if extent is not None]
         if not self._summed:
             return
-        self._extents = torch.stack([extent for extent in extents if extent is not None]).to(self.gramians)
+        known = [extent.to(self.gramians.device) for extent in extents if extent is not None]
+        self._extents = torch.stack(known).to(self.gramians)
         norms = self.gramians.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
         cancelling = (self._extents > CANCELLATION * norms[self._groups_of_summed()]).any(1).tolist()
         for place, careful in zip(self._summed, cancelling, strict=True):
@@ -47,12 +48,9 @@ class Measures:
         """Of which pieces the sums with weights ``(B, K)`` have terms that are long compared with the direction."""
         result = [False] * len(self._indices)
         if self._summed:
-            lengths = torch.einsum("bi,bij,bj->b", weights, self.gramians, weights).clamp(min=0).sqrt()
-            groups = self._groups_of_summed()
-            terms = torch.linalg.vector_norm(weights[groups] * self._extents, dim=1)
-            found = (terms > CANCELLATION * lengths[groups]).tolist()
-            for place, cancelling in zip(self._summed, found, strict=True):
-                result[place] = cancelling
+            found = cancelling(weights, self.gramians, self._extents, self._groups_of_summed())
+            for place, own in zip(self._summed, found, strict=True):
+                result[place] = own
         return result
 
     def _gramians(self, pieces: Sequence[Piece], groups: int) -> Tensor:
@@ -71,6 +69,21 @@ class Measures:
         return [self._indices[place] for place in self._summed]
 
 
+def cancelling(weights: Tensor, gramians: Tensor, extents: Tensor, groups: list[int]) -> list[bool]:
+    """In which sums with weights the terms are long compared with the direction.
+
+    Args:
+        weights: ``(B, K)``.
+        gramians: ``(B, K, K)``.
+        extents: ``(n, K)``, how long the terms of each of n sums are.
+        groups: For each sum its group, in ``range(B)``.
+    """
+    lengths = torch.einsum("bi,bij,bj->b", weights, gramians, weights).clamp(min=0).sqrt()
+    terms = torch.linalg.vector_norm(weights[groups] * extents, dim=1)
+    found: list[bool] = (terms > CANCELLATION * lengths[groups]).tolist()
+    return found
+
+
 class Kept(SharedGradients):
     """Pieces that are at hand until they are combined."""
 
@@ -83,12 +96,12 @@ class Kept(SharedGradients):
         return [piece.parameter for piece in self._pieces]
 
     def gramian(self, groups: Groups) -> Tensor:
-        self._measures = Measures(self._pieces, *_indexed(self.parameters, groups))
+        self._measures = Measures(self._pieces, *indexed(self.parameters, groups))
         return self._measures.gramians
 
     def combine(self, weights: Tensor, groups: Groups) -> list[tuple[Tensor, Tensor]]:
         pieces = self._pieces
-        indices, count = _indexed(self.parameters, groups)
+        indices, count = indexed(self.parameters, groups)
         measures = self._measures or Measures(pieces, indices, count)
         cancelling = measures.cancelling(weights.to(measures.gramians))
         explicit = [(place, piece) for place, piece in enumerate(pieces) if isinstance(piece, Explicit)]
@@ -107,12 +120,18 @@ class Kept(SharedGradients):
 class Dropped(SharedGradients):
     """Pieces that are formed a pack at a time and not kept; the direction takes a pass of its own.
 
+    Hooks and custom Functions that are not linear in the gradient make something else of a weighted sum than of its
+    terms. The direction then has not the length that follows from the Gramian.
+
     Args:
         passes: Through the part of the graph that the losses share.
         packs: Parameters that several losses reach, a pack for each pass.
         form: Makes the pieces of a pack.
         uses: The known uses of parameters.
-        alone: The pieces of parameters that one loss alone reaches.
+        kept: The pieces of all other parameters.
+
+    Raises:
+        RuntimeError: The direction is not the weighted sum of the gradients.
     """
 
     def __init__(
@@ -121,33 +140,57 @@ class Dropped(SharedGradients):
         packs: Sequence[list[Tensor]],
         uses: dict[Tensor, list[Use]],
         form: Callable[[list[Tensor]], list[Piece]],
-        alone: list[Piece],
+        kept: list[Piece],
     ) -> None:
-        self._passes, self._packs, self._uses, self._form, self._alone = passes, packs, uses, form, alone
+        self._passes, self._packs, self._uses, self._form, self._kept = passes, packs, uses, form, kept
+        self._gramians: list[Tensor] = []  # one a pack
         self._several = [parameter for pack in packs for parameter in pack]
 
     @property
     def parameters(self) -> list[Tensor]:
-        return [*(piece.parameter for piece in self._alone), *self._several]
+        return [*(piece.parameter for piece in self._kept), *self._several]
 
     def gramian(self, groups: Groups) -> Tensor:
-        indices, count = _indexed(self.parameters, groups)
+        indices, count = indexed(self.parameters, groups)
         of_parameter = dict(zip(self.parameters, indices, strict=True))
-        parts = [torch.zeros(count, self._passes.count, self._passes.count, dtype=torch.float64)]
-        for pack in [None, *self._packs]:
-            pieces = self._alone if pack is None else self._form(pack)
-            if pieces:
-                own = [of_parameter[piece.parameter] for piece in pieces]
-                parts.append(Measures(pieces, own, count).gramians)
+
+        def measured(pieces: Sequence[Piece]) -> Tensor:
+            if not pieces:
+                return torch.zeros(count, self._passes.count, self._passes.count, dtype=torch.float64)
+            return Measures(pieces, [of_parameter[piece.parameter] for piece in pieces], count).gramians
+
+        self._gramians = [measured(self._form(pack)) for pack in self._packs]
+        parts = [measured(self._kept), *self._gramians]
         return torch.stack([part.to(parts[-1].device) for part in parts]).sum(0)
 
     def combine(self, weights: Tensor, groups: Groups) -> list[tuple[Tensor, Tensor]]:
-        result = Kept(self._alone).combine(weights, groups) if self._alone else []
-        indices, _ = _indexed(self._several, groups)
+        result = Kept(self._kept).combine(weights, groups) if self._kept else []
+        indices, _ = indexed(self._several, groups)
         for group in sorted(set(indices)):
             members = [leaf for leaf, index in zip(self._several, indices, strict=True) if index == group]
             result.extend(self._directions(weights[group], members, last=group == max(indices)))
+        if self._gramians:
+            self._check(weights.to(torch.float64), dict(result), dict(zip(self._several, indices, strict=True)))
         return result
+
+    def _check(self, weights: Tensor, found: dict[Tensor, Tensor], groups: dict[Tensor, int]) -> None:
+        """Raises unless directions are as long as the Gramians say; small ones may be nothing but rounding."""
+        gramians = torch.stack([gramian.to(weights) for gramian in self._gramians])  # (packs, B, K, K)
+        squares = torch.zeros_like(gramians[..., 0, 0])
+        for square, pack in zip(squares, self._packs, strict=True):
+            for leaf in pack:
+                if leaf in found:
+                    square[groups[leaf]] += length(found[leaf]).to(squares).square()
+        wrong = (squares - torch.einsum("bi,pbij,bj->pb", weights, gramians, weights)).abs()
+        diagonals = gramians.diagonal(dim1=2, dim2=3).clamp(min=0)
+        longest = (weights.abs() * diagonals.sqrt()).sum(2).square()
+        tolerance = self._passes.rounding**0.5
+        large = (diagonals > tolerance * diagonals.sum((0, 1))).any(2)
+        if bool((large & (wrong > tolerance * longest)).any()):
+            raise RuntimeError(
+                "Ghost: `losses` must have hooks and custom Functions that are linear in the gradient where memory "
+                "does not allow to keep all gradients, got some that are not. Use engine='loop'."
+            )
 
     def _directions(self, weights: Tensor, members: list[Tensor], *, last: bool) -> list[tuple[Tensor, Tensor]]:
         edges = list(dict.fromkeys(use.edge for leaf in members for use in self._uses.get(leaf, [])))
@@ -171,7 +214,7 @@ def _direction(piece: Summed) -> Tensor:
     return piece.gradient(rows[0])
 
 
-def _indexed(parameters: Sequence[Tensor], groups: Groups) -> tuple[list[int], int]:
+def indexed(parameters: Sequence[Tensor], groups: Groups) -> tuple[list[int], int]:
     """For each parameter the number of its group, and how many groups there are."""
     if groups is None:
         return [0] * len(parameters), 1

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import torch
@@ -83,6 +84,16 @@ class Passes:
             gradients = [arrived.get(place, gradient) for place, gradient in enumerate(found)]
         return [None if gradient is None else _times(gradient, factor) for gradient in gradients]
 
+    @cached_property
+    def rounding(self) -> float:
+        """The rounding of the least exact numbers that the passes handle."""
+        metadata = [
+            each
+            for node in self._problem.graph.nodes
+            for each in ([node.variable] if hasattr(node, "variable") else node._input_metadata)
+        ]
+        return max(torch.finfo(dtype).eps for dtype in {each.dtype for each in metadata} if dtype.is_floating_point)
+
     def _reaches(self, loss: int, one: Input) -> bool:
         bits = self._problem.leaves[one] if isinstance(one, Tensor) else self._problem.graph.nodes[one.node]
         return bool(bits >> loss & 1)
@@ -95,6 +106,11 @@ class Passes:
 
     def _stored(self, rows: Tensor | None, key: object, loss: int, gradient: Tensor) -> Tensor:
         """The rows of a point, with the gradient of one loss in its place."""
+        if gradient.is_sparse:
+            raise RuntimeError(
+                "Ghost: `losses` must have dense gradients where no embedding makes them sparse, got a sparse one. "
+                "Use engine='loop'."
+            )
         if rows is None:
             shape = (self.count, *gradient.shape)
             rows = reused(self._problem.request.workspace, key, shape, gradient)
@@ -106,7 +122,7 @@ class Passes:
             if leaf not in self._shared:
                 self.plain.add([leaf], [gradient])
             elif gradient is not None:
-                self.alone[leaf] = loss, gradient.clone()  # the same memory may be handed out twice
+                self.alone[leaf] = loss, gradient
 
     def _add_extra_loss(self, *, last: bool) -> None:
         problem = self._problem

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .. import kernels
 from .factored import compressed, saving
 from .per_loss import sparse_gradient
 from .products import Product
@@ -88,14 +89,14 @@ class Alone(Implicit):
         return self._count
 
     def rows(self, *, careful: bool) -> Tensor:
-        values = self._gradient.coalesce().values() if self._gradient.is_sparse else self._gradient
-        norm: Tensor = torch.linalg.vector_norm(values, dtype=torch.float64)
+        norm = length(self._gradient)
         rows = norm.new_zeros(self._count, 1)
         rows[self._loss] = norm
         return rows
 
     def direction(self, weights: Tensor, *, careful: bool) -> Tensor:
-        return self._gradient * weights[self._loss].to(self._gradient)
+        wide = kernels.widened(self._gradient)  # a weight may be beyond the range of float16
+        return (wide * weights[self._loss].to(wide)).to(self._gradient.dtype)
 
 
 class Summed(Explicit):
@@ -113,7 +114,7 @@ class Summed(Explicit):
     def rows(self, *, careful: bool) -> Tensor:
         if careful not in self._formed:
             dtype = _dtype(self._arrivals, careful)
-            self._formed = {careful: _total(self._part(use, delta, dtype) for use, delta, _ in self._arrivals)}
+            self._formed = {careful: total(self._part(use, delta, dtype) for use, delta, _ in self._arrivals)}
         return self._formed[careful]
 
     def extent(self) -> Tensor:
@@ -164,7 +165,7 @@ class Compressed(Implicit):
         inputs = [product.inputs for product, _ in products]
         deltas = [product.factor(delta).to(dtype) for product, delta in products]
         workspace = self._workspace if self.numel > LIGHT else {}  # several light ones are alive at once
-        return compressed(_joined(inputs, 1), _joined(deltas, 2), workspace, careful=careful)
+        return compressed(joined(inputs, 1), joined(deltas, 2), workspace, careful=careful)
 
     def extent(self) -> Tensor:
         return _extent(self._arrivals)
@@ -175,7 +176,14 @@ class Compressed(Implicit):
         sums = [
             (use, (own @ delta.to(dtype).flatten(1)).view(1, *delta.shape[1:])) for use, delta, _ in self._arrivals
         ]
-        return _total(use.gradients(delta, dtype)[0] for use, delta in sums).to(self.parameter.dtype)
+        return total(use.gradients(delta, dtype)[0] for use, delta in sums).to(self.parameter.dtype)
+
+
+def length(gradient: Tensor) -> Tensor:
+    """The Frobenius norm of a gradient, which may be sparse, in float64."""
+    values = gradient.coalesce().values() if gradient.is_sparse else gradient
+    norm: Tensor = torch.linalg.vector_norm(values, dtype=torch.float64)
+    return norm
 
 
 def piece_of(parameter: Tensor, arrivals: Sequence[Arrival], workspace: Workspace) -> Piece:
@@ -228,11 +236,13 @@ def _extent(arrivals: Sequence[Arrival]) -> Tensor:
     return extents[0] if len(extents) == 1 else torch.stack(extents).square().sum(0).sqrt()
 
 
-def _joined(parts: list[Tensor], dim: int) -> Tensor:
+def joined(parts: list[Tensor], dim: int) -> Tensor:
+    """Tensors side by side, without a copy where there is one."""
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
-def _total(parts: Iterable[Tensor]) -> Tensor:
+def total(parts: Iterable[Tensor]) -> Tensor:
+    """The sum of at least one tensor."""
     first, *rest = parts
     for part in rest:
         first = first + part

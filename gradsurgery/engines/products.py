@@ -131,7 +131,10 @@ class Convolution(Product):
         if images is None or images.layout != torch.strided or images.ndim == 2:
             return False
         self._images, self._kernels = images.detach(), weight.detach()
-        self._stride, self._padding, self._dilation = node._saved_stride, node._saved_padding, node._saved_dilation
+        self._stride, self._padding, self._dilation = (
+            list(sizes) * ((images.ndim - 2) // len(sizes))  # one size may stand for all dimensions
+            for sizes in (node._saved_stride, node._saved_padding, node._saved_dilation)
+        )
         self._groups = int(node._saved_groups)
         positions = torch.Size(node._input_metadata[0].shape[2:]).numel()
         height = len(weight) // self._groups

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from ..kernels import widened
 from .graph import Node
 from .views import View, signed
 
@@ -144,15 +145,11 @@ class Lookup(Use):
 
 def norms(rows: Tensor) -> Tensor:
     """The Frobenius norm of each of ``(K, ...)``, ``(K,)``, in float32 or better."""
-    found: Tensor = torch.linalg.vector_norm(_widened(rows).flatten(1), dim=1)
+    found: Tensor = torch.linalg.vector_norm(widened(rows).flatten(1), dim=1)
     return found
 
 
 def norm(tensor: Tensor) -> Tensor:
     """The Frobenius norm, in float32 or better."""
-    found: Tensor = torch.linalg.vector_norm(_widened(tensor))
+    found: Tensor = torch.linalg.vector_norm(widened(tensor))
     return found
-
-
-def _widened(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.itemsize < 4 else tensor

@@ -18,5 +18,6 @@ def reused(workspace: Workspace, key: object, shape: torch.Size | tuple[int, ...
     needed = torch.Size(shape).numel()
     flat = workspace.get(known)
     if flat is None or not needed <= flat.numel() <= 2 * needed:
-        flat = workspace[known] = torch.empty(needed, dtype=like.dtype, device=like.device)
+        with torch.inference_mode(False):  # else it could not be written to later
+            flat = workspace[known] = torch.empty(needed, dtype=like.dtype, device=like.device)
     return flat[:needed].view(shape)

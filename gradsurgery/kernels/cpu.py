@@ -87,7 +87,7 @@ def _is_plain(tensors: Sequence[Tensor]) -> bool:
     """Whether NumPy can share their memory, or that of a copy, and nobody wants to differentiate the result."""
     kinds = (Tensor, torch.nn.Parameter)
     recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    return not recorded and all(tensor.is_cpu and type(tensor) in kinds for tensor in tensors)
+    return not recorded and all(tensor.is_cpu and type(tensor) in kinds and not tensor.is_neg() for tensor in tensors)
 
 
 def _prepared(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import cpu, reference
-from .obstacles import misfit, obstacle
+from .obstacles import misfit, misfit_of_order, obstacle
 
 _BLOCK_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -19,7 +19,8 @@ def gramian(blocks: Sequence[Tensor], groups: Sequence[int] | None = None, fused
     Guarantees:
         deterministic: the same blocks give the same bits, fused or not.
         scale_equivariant: powers of two that multiply rows multiply the result, bit for bit, as long as nothing
-            leaves the range of the blocks' dtype.
+            leaves the range of the blocks' dtype. Fused, but for sums that underflow float32, of entries far below
+            others of their rows: less than 1e-10 of the product of the rows' lengths.
         symmetric: bit for bit, where fused.
 
     Products and sums are float64. Fused, products are float32 (never TF32) and so are the sums over some thousand
@@ -148,7 +149,9 @@ def project(gramian: Tensor, order: Tensor, fused: bool | None = None) -> Tensor
         tensor([[1.0000, 0.5000],
                 [0.5000, 1.0000]])
     """
-    if not (fused or (fused is None and gramian.is_cuda)) or not _settled("project", fused, _unprojectable(gramian)):
+    if fused is False or (fused is None and not gramian.is_cuda):
+        return reference.project(gramian, order)
+    if not _settled("project", fused, misfit_of_order(gramian, order) or _unprojectable(gramian)):
         return reference.project(gramian, order)
     from . import triton_project
 
@@ -169,12 +172,12 @@ def vaccinate(gramian: Tensor, targets: Tensor, order: Tensor, beta: float) -> t
         - output: ``(..., K)`` and ``(..., K, K)``, float64.
 
     Raises:
-        ValueError: There is no such kernel here.
+        ValueError: There is no such kernel here, or the shapes do not fit.
 
     Cost:
         One launch, a program for each problem.
     """
-    if (reason := _unprojectable(gramian)) is not None:
+    if (reason := misfit_of_order(gramian, order, targets) or _unprojectable(gramian)) is not None:
         raise ValueError(
             f"vaccinate: `gramian` must be where a Triton kernel can be used, got one where {reason}. Compute on "
             f"the host."

@@ -16,7 +16,7 @@ def misfit(
     weights: Tensor | None,
     out: Sequence[Tensor] | None,
 ) -> str | None:
-    """What would lead a kernel out of a tensor's memory, or two programs to the same place."""
+    """What would lead a kernel out of a tensor's memory, two programs to the same place, or lose a gradient."""
     size, indices = blocks[0].shape[0], [0] * len(blocks) if groups is None else groups
     if any(block.shape[0] != size for block in blocks):
         return "the blocks have different numbers of rows"
@@ -24,8 +24,20 @@ def misfit(
         return f"the groups of {len(blocks)} blocks are {list(indices)}"
     if weights is not None and not (weights.ndim == 2 and weights.shape[1] == size and len(weights) > max(indices)):
         return f"weights of shape {tuple(weights.shape)} do not fit {size} rows in {max(indices) + 1} groups"
+    if weights is not None and weights.requires_grad and torch.is_grad_enabled():
+        return "the weights require a gradient"
     places = [target.data_ptr() for target in out or () if target.numel()]
     return "two tensors of `out` share memory" if len(set(places)) < len(places) else None
+
+
+def misfit_of_order(gramian: Tensor, order: Tensor, targets: Tensor | None = None) -> str | None:
+    """What would lead a projection out of a tensor's memory."""
+    shape = tuple(gramian.shape)
+    if shape[-2] != shape[-1] or order.shape != (shape[-1] - 1, *shape[:-1]):
+        return f"an order of shape {tuple(order.shape)} does not fit Gramians of shape {shape}"
+    if targets is not None and targets.shape != gramian.shape:
+        return f"targets of shape {tuple(targets.shape)} do not fit Gramians of shape {shape}"
+    return None
 
 
 def obstacle(tensors: Sequence[Tensor], size: int, dtypes: tuple[torch.dtype, ...]) -> str | None:
@@ -40,6 +52,8 @@ def obstacle(tensors: Sequence[Tensor], size: int, dtypes: tuple[torch.dtype, ..
         return "a tensor requires a gradient"
     if any(type(tensor) not in (Tensor, torch.nn.Parameter) for tensor in tensors):
         return "a tensor is of a subclass"
+    if any(tensor.is_neg() for tensor in tensors):
+        return "a tensor is negated when it is read"
     return _missing(tensors[0].device)
 
 

@@ -86,7 +86,8 @@ def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, *arguments:
     if device.type != "cuda":
         kernel[grid](*arguments, **options)
         return
-    key = (kernel.__name__, device.index, tuple(sorted(options.items(), key=lambda option: option[0])))
+    dtypes = tuple(argument.dtype for argument in arguments if isinstance(argument, Tensor))
+    key = (kernel.__name__, device.index, dtypes, tuple(sorted(options.items(), key=lambda option: option[0])))
     if key not in _LAUNCHED:
         refuse_capture(device, f"{kernel.__name__} with {options}")
     with torch.cuda.device(device):

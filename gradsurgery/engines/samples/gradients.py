@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..pieces import total
 from ..products import Product
 from ..uses import Lookup, Use
 from .inner_products import products
@@ -55,11 +56,7 @@ def formed(arrived: Arrived, first: int, last: int) -> Tensor:
 
 def formed_by_all(arrivals: Sequence[Arrived], first: int, last: int) -> Tensor:
     """The same with respect to what is used several times."""
-    one, *others = arrivals
-    total = formed(one, first, last)
-    for other in others:
-        total = total + formed(other, first, last)
-    return total
+    return total(formed(arrived, first, last) for arrived in arrivals)
 
 
 def _apart(rows: Tensor, dim: int, before: int, samples: int) -> Tensor:

@@ -1,5 +1,6 @@
 """Which part of what a layer returned belongs to which sample: found out by differentiating half of the losses."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -66,10 +67,15 @@ def layouts(shape: Sequence[int], dims: Sequence[int], samples: int) -> list[Lay
 
 
 def halves(samples: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pairs of complementary halves: a pseudo-random one, then such that any two samples are told apart."""
+    """Pairs of complementary halves: a pseudo-random one, then such that any two samples are told apart.
+
+    The first ones are of sizes that no number divides which divides N too: where samples mix in pairs, or in larger
+    groups of one size, neither is made up of whole groups.
+    """
     draw = torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
     members = torch.zeros(samples, dtype=torch.bool)
-    members[draw[: (samples + 1) // 2]] = True
+    size = next(size for size in range((samples + 1) // 2, samples) if math.gcd(size, samples) == 1)
+    members[draw[:size]] = True
     yield members, ~members
     for bit in range((samples - 1).bit_length()):
         members = (torch.arange(samples) >> bit) % 2 == 1

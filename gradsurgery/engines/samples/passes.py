@@ -1,7 +1,6 @@
 """Backward passes through the graph of per-sample losses."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -9,14 +8,12 @@ from torch.autograd.graph import GradientEdge
 
 from ..base import Request, ordered
 from ..graph import Node, Reach
+from ..passes import Input
 from ..per_loss import Jacobian, PlainSum
 from ..rows import Rows
 from .gradients import Arrived, formed_by_all
 from .inner_products import SCRATCH
 from .probe import Deltas
-
-Input: TypeAlias = Any
-"""A tensor or a ``GradientEdge``: torch takes lists of both but declares lists of one."""
 
 _BATCH_NORMS = ("NativeBatchNorm", "BatchNormWithUpdate", "CudnnBatchNorm", "MiopenBatchNorm", "SyncBatchNorm")
 

@@ -1,7 +1,7 @@
 """The gradients of one parameter for each sample, in the form in which their inner products are cheapest."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from ..per_loss import sparse_gradient
-from ..pieces import is_joint
+from ..pieces import is_joint, joined, total
 from ..products import Product
 from ..uses import Bias, Lookup, Use
 from .gradients import Arrived, formed_by_all, inputs_of, places_of, rows_of
@@ -45,7 +45,7 @@ class SamplePiece(ABC):
             dtype = torch.float64 if careful else torch.promote_types(delta.dtype, torch.float32)
             weighed = layout.weighed(delta.to(dtype), weights.to(device=delta.device, dtype=dtype))
             parts.append(self._gradient(use, weighed))
-        return _total(parts)
+        return total(parts)
 
     def _gradient(self, use: Use, delta: Tensor) -> Tensor:
         """The gradient of the parameter from one delta, ``(1, *output)``."""
@@ -88,7 +88,7 @@ class Products(SamplePiece):
     """Gradients that are products, of uses that differ in their rows only."""
 
     def gramian(self, known: Known) -> Tensor:
-        deltas = _joined([rows_of(*arrived) for arrived in self._arrivals], 3)
+        deltas = joined([rows_of(*arrived) for arrived in self._arrivals], 3)
         samples, losses, copies, rows, height = deltas.shape
         width = self._inputs(0, 1).shape[-1]
         if not is_by_pairs(samples, losses, rows, height, width):
@@ -98,7 +98,7 @@ class Products(SamplePiece):
             outer = known[self._arrivals[0].use.edge] = inner_products(deltas.flatten(0, 1))
             inner = inner_products(inputs).view(samples, 1, samples, 1)
             return (outer.view(samples, losses, samples, losses) * inner).view(outer.shape)
-        return _total([by_pairs(own, a) for own, a in zip(deltas.unbind(2), inputs.unbind(1), strict=True)])
+        return total([by_pairs(own, a) for own, a in zip(deltas.unbind(2), inputs.unbind(1), strict=True)])
 
     def extent(self) -> Tensor:
         squares = []
@@ -107,11 +107,11 @@ class Products(SamplePiece):
             wide = delta.to(torch.promote_types(delta.dtype, torch.float32))
             lengths = torch.linalg.vector_norm(wide, dim=others).double()
             squares.append(layout.of_samples((lengths * _product(use).gains()).square()))
-        return _total(squares).sqrt().flatten()
+        return total(squares).sqrt().flatten()
 
     def _inputs(self, first: int, last: int) -> Tensor:
         """a of the samples from ``first`` to before ``last``, ``(n, E, T, width)``."""
-        return _joined([inputs_of(_product(use), layout, first, last) for use, _, layout in self._arrivals], 2)
+        return joined([inputs_of(_product(use), layout, first, last) for use, _, layout in self._arrivals], 2)
 
 
 class Lookups(SamplePiece):
@@ -120,7 +120,7 @@ class Lookups(SamplePiece):
     def gramian(self, known: Known) -> Tensor:
         values = [layout.apart(delta, 1).flatten(2, -2) for _, delta, layout in self._arrivals]
         places = [places_of(_lookup(use), layout) for use, _, layout in self._arrivals]
-        return by_occurrences(_joined(values, 2), _joined(places, 1))
+        return by_occurrences(joined(values, 2), joined(places, 1))
 
     def _gradient(self, use: Use, delta: Tensor) -> Tensor:
         if not all(_lookup(arrived.use).sparse for arrived in self._arrivals):
@@ -147,14 +147,3 @@ def _lookup(use: Use) -> Lookup:
     if not isinstance(use, Lookup):
         raise TypeError(f"Lookups: `arrivals` must be lookups, got {type(use).__name__}.")
     return use
-
-
-def _joined(parts: list[Tensor], dim: int) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
-
-
-def _total(parts: Iterable[Tensor]) -> Tensor:
-    first, *rest = parts
-    for part in rest:
-        first = first + part
-    return first

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..measured import CANCELLATION
+from ..measured import cancelling, indexed
 from ..per_loss import Groups, Jacobian, SharedGradients
 from .inner_products import symmetric
 from .pieces import Known, SamplePiece
@@ -31,7 +31,7 @@ class PerSample(SharedGradients):
         return [*(piece.parameter for piece in self._pieces), *self._rest.parameters]
 
     def gramian(self, groups: Groups) -> Tensor:
-        indices, count = self._indexed(groups)
+        indices, count = indexed(self.parameters, groups)
         size, device = self._samples * self._losses, self.parameters[0].device
         lower = torch.zeros(count, size, size, dtype=torch.float64, device=device)
         known: Known = {}
@@ -45,7 +45,7 @@ class PerSample(SharedGradients):
         return result
 
     def combine(self, weights: Tensor, groups: Groups) -> list[tuple[Tensor, Tensor]]:
-        indices, _ = self._indexed(groups)
+        indices, _ = indexed(self.parameters, groups)
         result = self._rest.combine(weights, groups) if self._rest.blocks else []
         own = weights.double().unflatten(1, (self._samples, self._losses))
         careful = self._cancelling(
@@ -61,17 +61,8 @@ class PerSample(SharedGradients):
         known = [place for place, extent in enumerate(extents) if extent is not None]
         result = [True] * len(extents)
         if known:
-            weights = weights.to(gramians.device)
-            lengths = torch.einsum("bi,bij,bj->b", weights, gramians, weights).clamp(min=0).sqrt()
-            groups = [indices[place] for place in known]
             stacked = torch.stack([extent.to(gramians.device) for extent in extents if extent is not None])
-            terms = torch.linalg.vector_norm(weights[groups] * stacked, dim=1)
-            for place, care in zip(known, (terms > CANCELLATION * lengths[groups]).tolist(), strict=True):
+            found = cancelling(weights.to(gramians.device), gramians, stacked, [indices[place] for place in known])
+            for place, care in zip(known, found, strict=True):
                 result[place] = care
         return result
-
-    def _indexed(self, groups: Groups) -> tuple[list[int], int]:
-        """For each parameter the number of its group, and how many groups there are."""
-        if groups is None:
-            return [0] * len(self.parameters), 1
-        return [groups[parameter] for parameter in self.parameters], max(groups.values()) + 1
