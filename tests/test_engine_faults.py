@@ -1,7 +1,5 @@
 """What once went wrong in the engines: each test fails without its fix."""
 
-import math
-
 import pytest
 import torch
 from support import assert_near
@@ -11,7 +9,6 @@ from torch.nn import functional
 import gradsurgery as gs
 from gradsurgery.aggregators import GramianAggregator
 from gradsurgery.engines import pieces
-from gradsurgery.engines.samples.layout import halves
 
 
 class Large(GramianAggregator):
@@ -85,7 +82,7 @@ def test_one_number_for_all_dimensions_of_a_convolution(form: str, monkeypatch: 
     assert_near(found[1][1], found[0][1], 1e-10)
 
 
-@pytest.mark.parametrize("samples", [2, 4, 6, 8, 10, 12, 30])
+@pytest.mark.parametrize("samples", [*range(2, 21, 2)])
 @pytest.mark.parametrize("partner", ["next", "opposite", "mirrored"])
 def test_samples_that_mix_in_pairs_are_refused(samples: int, partner: str) -> None:
     torch.manual_seed(0)
@@ -99,9 +96,3 @@ def test_samples_that_mix_in_pairs_are_refused(samples: int, partner: str) -> No
     optimizer = gs.MultiObjectiveOptimizer(torch.optim.SGD(layer.parameters(), lr=0.1), gs.MGDA())
     with pytest.raises(RuntimeError, match="samples that do not mix"):
         optimizer.backward((outputs * others[partner]).sum(1))
-
-
-@pytest.mark.parametrize("samples", [*range(2, 40), 64, 210])
-def test_the_first_half_is_no_union_of_equal_groups(samples: int) -> None:
-    members, others = next(halves(samples, 1))
-    assert math.gcd(int(members.sum()), samples) == math.gcd(int(others.sum()), samples) == 1

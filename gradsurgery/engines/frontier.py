@@ -145,18 +145,12 @@ def pass_at_once(problem: Problem, descent: Descent, leaves: Sequence[Tensor], *
     seeds = _seeds(problem, descent)
     if not seeds:
         return [None] * len(leaves)
-    reached: list[bool] = []
-
-    def one_pass(*own: Tensor) -> tuple[Tensor, ...]:
-        found = torch.autograd.grad(list(seeds), leaves, own, retain_graph=keep, allow_unused=True)
-        reached[:] = [gradient is not None for gradient in found]
-        return tuple(gradient for gradient in found if gradient is not None)
-
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
-        # what is drawn again, in a checkpoint, is the same for all losses
-        found = iter(torch.func.vmap(one_pass, randomness="same")(*seeds.values()))
-    return [next(found) if arrived else None for arrived in reached]
+        found = torch.autograd.grad(
+            list(seeds), leaves, list(seeds.values()), retain_graph=keep, allow_unused=True, is_grads_batched=True
+        )
+    return list(found)
 
 
 def _seeds(problem: Problem, descent: Descent) -> dict[GradientEdge, Tensor]:

@@ -1,6 +1,5 @@
 """Which part of what a layer returned belongs to which sample: found out by differentiating half of the losses."""
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -69,13 +68,11 @@ def layouts(shape: Sequence[int], dims: Sequence[int], samples: int) -> list[Lay
 def halves(samples: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Pairs of complementary halves: a pseudo-random one, then such that any two samples are told apart.
 
-    The first ones are of sizes that no number divides which divides N too: where samples mix in pairs, or in larger
-    groups of one size, neither is made up of whole groups.
+    The first one is of odd size: where samples mix in pairs, it is not made up of whole pairs.
     """
     draw = torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
     members = torch.zeros(samples, dtype=torch.bool)
-    size = next(size for size in range((samples + 1) // 2, samples) if math.gcd(size, samples) == 1)
-    members[draw[:size]] = True
+    members[draw[: samples // 2 | 1]] = True
     yield members, ~members
     for bit in range((samples - 1).bit_length()):
         members = (torch.arange(samples) >> bit) % 2 == 1
