@@ -178,18 +178,24 @@ class Sharing:
             return [item for item in self.explicit if isinstance(item, Tensor)]
         return [parameter for parameter in wrapped if parameter in _shared_parameters] if _shared_parameters else []
 
-    def select(self, wrapped: list[Tensor], reach: dict[Tensor, int]) -> list[Tensor]:
-        """Picks the shared ones among the parameters reached; ``reach`` has one bit a loss."""
+    def select(self, wrapped: list[Tensor], reach: dict[Tensor, int], *, sticky: bool = True) -> list[Tensor]:
+        """Picks the shared ones among the parameters reached; ``reach`` has one bit a loss.
+
+        What is found stays shared in later steps, if it is ``sticky``.
+        """
         declared: list[nn.Module | Tensor] = [*self.declared_modules(wrapped), *self.declared_parameters(wrapped)]
         if declared:
             ids = {id(parameter) for parameter in parameters_of(declared)}
             return [parameter for parameter in reach if id(parameter) in ids]
         self._warn_of_tags_elsewhere(reach)
         specific = {id(parameter) for parameter in parameters_of(list(_specific_modules))}
-        for parameter in wrapped:
-            losses = reach.get(parameter, 0)
-            if losses & (losses - 1) and id(parameter) not in specific:
-                self.discovered[parameter] = True
+        several = [parameter for parameter in wrapped if (losses := reach.get(parameter, 0)) & (losses - 1)]
+        found = [parameter for parameter in several if id(parameter) not in specific]
+        if not sticky:
+            ids = {id(parameter) for parameter in found}
+            return [parameter for parameter in reach if id(parameter) in ids]
+        for parameter in found:
+            self.discovered[parameter] = True
         return [parameter for parameter in reach if parameter in self.discovered]
 
     def _warn_of_tags_elsewhere(self, reach: dict[Tensor, int]) -> None:

@@ -145,3 +145,9 @@ def test_engines_by_name() -> None:
     assert choose_engine(engine) is engine
     with pytest.raises(ValueError, match=r"`engine` must be one of \['auto', .*'loop'\] or an Engine, got 'best'"):
         choose_engine("best")
+
+
+def test_saving_memory_alone_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gradsurgery.engines.ghost._ALWAYS_KEPT", 0)
+    _, surgery = assert_like_loop(lambda: wide(256, 128), "auto", torch.float32)
+    assert surgery.engine == "loop: one backward pass a loss, as 'ghost' would save memory only, in several passes"

@@ -747,3 +747,23 @@ def test_no_gradients_of_all_samples_are_ever_held(length: int, monkeypatch: pyt
     with _Largest() as largest:
         optimizer_of(model, gs.MGDA()).backward(losses)
     assert largest.numel <= max(48 * 48, 32 * length * 48)  # a weight, or what a layer returns
+
+
+@pytest.mark.parametrize("engine", ["auto", "loop"])
+def test_what_samples_share_tasks_need_not(engine: str) -> None:
+    """After a step on samples, which reach everything, a step on tasks finds shared what it found before."""
+    torch.manual_seed(0)
+    trunk, heads = nn.Linear(4, 5), nn.ModuleList(nn.Linear(5, 1) for _ in range(2))
+    plain = torch.optim.SGD([*trunk.parameters(), *heads.parameters()], 0.0)
+    optimizer = gs.MultiObjectiveOptimizer(plain, gs.MGDA(), engine=engine)
+    x = torch.randn(6, 4)
+
+    def tasks() -> dict[str, Tensor]:
+        return {str(place): head(trunk(x)).square().mean() for place, head in enumerate(heads)}
+
+    before = optimizer.backward(tasks()).gramian
+    optimizer.backward(sum(head(trunk(x)) for head in heads).square().flatten())
+    after = optimizer.backward(tasks()).gramian
+    assert before is not None
+    assert after is not None
+    assert torch.equal(before, after)

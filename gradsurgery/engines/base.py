@@ -28,6 +28,7 @@ class Request:
         names: Names of parameters, by id, for errors.
         workspace: Memory that may serve again in the next step.
         rows: Whether the gradients themselves are needed, not only their inner products and combinations.
+        sticky: Whether parameters that are found to be shared stay so in later steps.
     """
 
     losses: Losses
@@ -39,6 +40,7 @@ class Request:
     names: dict[int, str] = field(default_factory=dict)
     workspace: Workspace = field(default_factory=dict)
     rows: bool = False
+    sticky: bool = True
 
     def evaluated(self) -> LossValues:
         """The losses, after the forward pass if they came as a callable."""
@@ -99,7 +101,7 @@ def pose(request: Request) -> Problem:
     names, scalars, all_names = named_losses(request.evaluated())
     roots, graph = request.reach(scalars)
     leaves = ordered(graph, request.wrapped, len(scalars))
-    shared = request.sharing.select(request.wrapped, leaves)
+    shared = request.sharing.select(request.wrapped, leaves, sticky=request.sticky)
     return Problem(request, names, all_names, scalars, roots, graph, leaves, shared)
 
 

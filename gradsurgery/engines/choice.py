@@ -5,7 +5,7 @@ from torch import Tensor
 from .base import Engine, Request, pose
 from .batched import Batched
 from .func import Func
-from .ghost import Ghost
+from .ghost import Ghost, packed
 from .loop import Loop
 from .matching import matched_uses
 from .per_loss import PerLossGradients
@@ -28,7 +28,7 @@ class Auto(Engine):
     """Runs ``Ghost`` where that is predicted to be cheaper than ``Loop``, and ``Loop`` otherwise.
 
     Compared are floating point operations and passes over memory. The constants were measured on a CPU; on other
-    devices ``Loop`` runs, as it does where a method needs the gradients themselves.
+    devices ``Loop`` runs, as it does where a method needs the gradients themselves, or ``Ghost`` several passes.
     """
 
     def __init__(self) -> None:
@@ -48,6 +48,8 @@ class Auto(Engine):
         uses = matched_uses(problem.graph, problem.shared, losses)
         if predicted_saving(uses, losses) <= 0:
             return self._loop.solve(problem, ", which is predicted to be cheaper than 'ghost'")
+        if len(packed(problem.shared_by_several(), uses, losses)) > 1:
+            return self._loop.solve(problem, ", as 'ghost' would save memory only, in several passes")
         return self._ghost.solve(problem, uses)
 
 

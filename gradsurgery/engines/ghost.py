@@ -42,7 +42,8 @@ class Ghost(Engine):
     Cost:
         K backward passes that leave the weights out; for a layer with R rows (samples times positions) and width D
         ``K R^2 D`` operations if R < D, else ``K R D^2``; one product a layer for the direction. K times the layers'
-        outputs are kept.
+        outputs are kept. Where gradients are dropped, K passes for each pack of parameters, down to the lowest of
+        them, and one more: about the time of ``Loop``, in less memory.
 
     References:
         Goodfellow, Efficient per-example gradient computations (arXiv:1510.01799): norms, for one loss a sample.
@@ -68,12 +69,12 @@ class Ghost(Engine):
         passes = Passes(problem)
         form = partial(_pieces, passes, uses, problem.request.workspace)
         several = problem.shared_by_several()
-        packs = _packed(several, uses, passes.count)
+        packs = packed(several, uses, passes.count)
         shared: SharedGradients
         if len(packs) > 1:
             hooked = [leaf for leaf in several if leaf._backward_hooks]  # the last pass would hand them the sum
             kept = [*form(hooked, last=False, key="kept"), *_alone(passes)]
-            packs = _packed([leaf for leaf in several if not leaf._backward_hooks], uses, passes.count)
+            packs = packed([leaf for leaf in several if not leaf._backward_hooks], uses, passes.count)
             shared = Dropped(passes, packs, uses, partial(form, last=False), kept)
             how = f"{len(packs)} packs of parameters and a last pass, to save memory"
         else:
@@ -115,7 +116,7 @@ def _pieces(
     return pieces
 
 
-def _packed(leaves: list[Tensor], uses: dict[Tensor, list[Use]], count: int) -> list[list[Tensor]]:
+def packed(leaves: list[Tensor], uses: dict[Tensor, list[Use]], count: int) -> list[list[Tensor]]:
     """Divides parameters among passes such that what each pass brings stays within a quarter of the Jacobian."""
     limit = max(_ALWAYS_KEPT / count, sum(leaf.numel() for leaf in leaves) / 4)
     packs: list[list[Tensor]] = []

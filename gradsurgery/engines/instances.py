@@ -72,6 +72,7 @@ class Instances(Engine):
 
     def differentiate(self, request: Request) -> PerLossGradients:
         losses = request.losses
+        request = replace(request, sticky=False)  # that samples share a head does not mean that tasks do
         if self._asked.needs_callable or not isinstance(losses, Tensor):
             raise TypeError(
                 f"MultiObjectiveOptimizer: `engine` must not need a callable for losses that are one tensor, got "

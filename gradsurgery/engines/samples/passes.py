@@ -35,7 +35,8 @@ class Samples:
         _, self.graph = request.reach([losses])
         _refuse_batch_norm(self.graph)
         leaves = ordered(self.graph, request.wrapped, 1)
-        self.shared = request.sharing.select(request.wrapped, dict.fromkeys(leaves, 0b11))  # as if by two losses
+        reached = dict.fromkeys(leaves, 0b11)  # as if by two losses
+        self.shared = request.sharing.select(request.wrapped, reached, sticky=request.sticky)
         members = set(self.shared)
         self._others = [leaf for leaf in leaves if leaf not in members]
         self._root = request.scaled(losses)

@@ -130,8 +130,8 @@ def _nodes_without_data(graph: Reach) -> set[Node]:
 
 def _mixed(leaf: Tensor, names: dict[int, str]) -> str:
     return (
-        f"MultiObjectiveOptimizer: `losses` must come from samples that do not mix when they are one tensor, each "
-        f"sample with as many rows as any other, got losses that depend on other samples too, seen at "
+        f"MultiObjectiveOptimizer: `losses` must come from samples that do not mix when they are one tensor, in the "
+        f"order of the batch, each with as many rows as any other, got losses that depend on other samples, seen at "
         f"{describe(leaf, names)}. Statistics over the batch, attention across it and contrastive losses mix "
         f"samples: do without, or use engine='loop', which differentiates one loss after the other."
     )
