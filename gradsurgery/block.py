@@ -96,11 +96,10 @@ class ImpartialityBlock(nn.Module):
         views: Tensor = self.expand(z)
         return views.unbind(0)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def expand(self, z: Tensor) -> Tensor:
         """Returns the views as one tensor ``(K, *z.shape)`` without copying, for heads that are batched."""
-        result: Tensor = _Impartial.apply(z, self)  # type: ignore[no-untyped-call]
-        return result
+        expanded = torch.compiler.disable(_expanded) if torch.compiler.is_compiling() else _expanded
+        return expanded(z, self)
 
     def aggregate(self, rows: Tensor, z: Tensor) -> Tensor:
         """Turns the K gradients ``(K, *z.shape)`` into the one that is passed on."""
@@ -146,6 +145,11 @@ class ImpartialityBlock(nn.Module):
 
     def extra_repr(self) -> str:
         return f"num_branches={self.num_branches}, rescale={self.rescale}"
+
+
+def _expanded(z: Tensor, block: ImpartialityBlock) -> Tensor:
+    result: Tensor = _Impartial.apply(z, block)  # type: ignore[no-untyped-call]
+    return result
 
 
 class _Impartial(torch.autograd.Function):

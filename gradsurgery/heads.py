@@ -111,17 +111,16 @@ class FusedHeads(nn.Module):
                 f"{block.num_branches}."
             )
         else:
-            output = self._behind(z, block)
+            behind = torch.compiler.disable(self._behind) if torch.compiler.is_compiling() else self._behind
+            output = behind(z, block)
         return tuple(output.split(self.out_features, dim=-1))
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _behind(self, z: Tensor, block: ImpartialityBlock) -> Tensor:
         """All outputs as one tensor, each head on its own view of ``z``."""
         if not (z.requires_grad and torch.is_grad_enabled()):
             return functional.linear(z, self.weight, self.bias)
-        received: list[
-            Tensor | None
-        ] = []  # at most one: a pass for the heads' parameters alone leaves its own behind
+        # at most one: a pass for the heads' parameters alone leaves its own behind
+        received: list[Tensor | None] = []
         view = _Passed.apply(z, self.weight.detach(), self, block, received)  # type: ignore[no-untyped-call]
         output = functional.linear(view, self.weight, self.bias)
         output.register_hook(lambda gradient: _replace(received, gradient))
