@@ -61,6 +61,16 @@ class Request:
         keep = self.retain_graph or graph.needed_again(position)
         return torch.autograd.grad(self.scaled(roots[position]), leaves, retain_graph=keep, allow_unused=True)
 
+    def extra_gradients(self, graph: Reach, losses: int, *, keep: bool) -> dict[Tensor, Tensor | None]:
+        """The scaled gradients of the extra loss, which is the root of the graph behind the losses."""
+        leaves = [leaf for leaf, bits in graph.leaves.items() if bits >> losses]
+        if self.extra_loss is None or not self.extra_loss.requires_grad or not leaves:
+            return {}
+        scaled = self.scaled(self.extra_loss)
+        return dict(
+            zip(leaves, torch.autograd.grad(scaled, leaves, retain_graph=keep, allow_unused=True), strict=True)
+        )
+
     def scaled(self, root: Tensor) -> Tensor:
         """A root times the scale of mixed precision, ready to be differentiated."""
         with torch.enable_grad():  # scalarize() gets here from within a backward pass

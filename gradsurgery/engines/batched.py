@@ -52,7 +52,7 @@ class Batched(Engine):
         is_first = frontier.kinds not in self._worked
         keep = problem.request.retain_graph or is_first
         several = problem.shared_by_several()
-        extra = _extra_gradients(problem)
+        extra = problem.request.extra_gradients(problem.graph, len(problem.scalars), keep=True)
         descent = descend(problem, frontier, keep=keep)
         try:
             rows = pass_at_once(problem, descent, several, keep=keep)
@@ -78,15 +78,6 @@ class Batched(Engine):
         values, plain = values_of(problem.scalars), descent.plain.items()
         how = "batched: one backward pass for all losses"
         return PerLossGradients(problem.names, problem.all_names, values, Jacobian(blocks), plain, how)
-
-
-def _extra_gradients(problem: Problem) -> dict[Tensor, Tensor | None]:
-    extra, count = problem.request.extra_loss, len(problem.scalars)
-    leaves = [leaf for leaf, bits in problem.graph.leaves.items() if bits >> count]
-    if extra is None or not extra.requires_grad or not leaves:
-        return {}
-    scaled = problem.request.scaled(extra)
-    return dict(zip(leaves, torch.autograd.grad(scaled, leaves, retain_graph=True, allow_unused=True), strict=True))
 
 
 def _alone(leaf: Tensor, loss: int, gradient: Tensor, count: int) -> Block:

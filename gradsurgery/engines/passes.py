@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .base import Problem
-from .per_loss import PlainSum
+from .per_loss import PlainSum, times
 from .workspace import reused
 
 Input: TypeAlias = Any
@@ -67,7 +67,9 @@ class Passes:
                 for loss in losses:
                     row[loss].zero_()
         if is_first:
-            self._add_extra_loss(last=last)
+            request = self._problem.request
+            extra = request.extra_gradients(self._problem.graph, self.count, keep=request.retain_graph or not last)
+            self.plain.add(extra, list(extra.values()))
         return rows
 
     def weighted(self, weights: Tensor, inputs: Sequence[Input], *, last: bool) -> list[Tensor | None]:
@@ -82,7 +84,7 @@ class Passes:
         with _arrivals(inputs) as arrived:
             found = torch.autograd.grad(roots, inputs, seeds, retain_graph=keep, allow_unused=True)
             gradients = [arrived.get(place, gradient) for place, gradient in enumerate(found)]
-        return [None if gradient is None else _times(gradient, factor) for gradient in gradients]
+        return [None if gradient is None else times(gradient, factor) for gradient in gradients]
 
     @cached_property
     def rounding(self) -> float:
@@ -123,19 +125,6 @@ class Passes:
                 self.plain.add([leaf], [gradient])
             elif gradient is not None:
                 self.alone[leaf] = loss, gradient
-
-    def _add_extra_loss(self, *, last: bool) -> None:
-        problem = self._problem
-        extra = problem.request.extra_loss
-        leaves = [leaf for leaf, bits in problem.graph.leaves.items() if bits >> self.count]
-        if extra is not None and extra.requires_grad and leaves:
-            self.plain.add(leaves, self._pass(self.count, leaves, last=last))
-
-
-def _times(gradient: Tensor, factor: Tensor) -> Tensor:
-    """The multiple of a gradient, in its dtype, by a factor that may be beyond the range of that."""
-    wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-    return (wide * factor.to(gradient.device)).to(gradient.dtype)
 
 
 @contextmanager

@@ -189,6 +189,12 @@ class PlainSum:
         return list(self._sums.items())
 
 
+def times(gradient: Tensor, factor: Tensor) -> Tensor:
+    """A gradient times a number that may be beyond the range of the gradient's dtype, in that dtype."""
+    wide = kernels.widened(gradient)
+    return (wide * factor.to(wide)).to(gradient.dtype)
+
+
 def added(total: Tensor, gradient: Tensor) -> Tensor:
     """Adds a gradient to a total, in place where the total is dense, whichever of them is sparse."""
     return gradient + total if total.is_sparse else total.add_(gradient)

@@ -7,11 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import kernels
 from .factored import compressed, saving
-from .per_loss import sparse_gradient
-from .products import Product
-from .uses import Lookup, Use
+from .per_loss import sparse_gradient, times
+from .products import Product, as_product
+from .uses import Lookup, Use, as_lookup
 from .workspace import Workspace
 
 LIGHT = 1 << 16
@@ -95,8 +94,7 @@ class Alone(Implicit):
         return rows
 
     def direction(self, weights: Tensor, *, careful: bool) -> Tensor:
-        wide = kernels.widened(self._gradient)  # a weight may be beyond the range of float16
-        return (wide * weights[self._loss].to(wide)).to(self._gradient.dtype)
+        return times(self._gradient, weights[self._loss])
 
 
 class Summed(Explicit):
@@ -129,14 +127,14 @@ class Occurring(Summed):
 
     def __init__(self, parameter: Tensor, arrivals: Sequence[Arrival]) -> None:
         super().__init__(parameter, arrivals)
-        lookups = [_lookup(use) for use, _, _ in arrivals]
+        lookups = [as_lookup(use) for use, _, _ in arrivals]
         self._used, places = torch.cat([lookup.used for lookup in lookups]).unique(return_inverse=True)
         parts = places.split([len(lookup.used) for lookup in lookups])
         self._places: dict[Use, Tensor] = dict(zip(lookups, parts, strict=True))
         self._sparse = all(lookup.sparse for lookup in lookups)
 
     def _part(self, use: Use, delta: Tensor, dtype: torch.dtype) -> Tensor:
-        own = _lookup(use).compact(delta, dtype)
+        own = as_lookup(use).compact(delta, dtype)
         if len(self._places) == 1:
             return own
         return own.new_zeros(len(own), len(self._used), own.shape[2]).index_copy_(1, self._places[use], own)
@@ -161,7 +159,7 @@ class Compressed(Implicit):
 
     def rows(self, *, careful: bool) -> Tensor:
         dtype = _dtype(self._arrivals, careful)
-        products = [(_product(use), delta) for use, delta, _ in self._arrivals]
+        products = [(as_product(use), delta) for use, delta, _ in self._arrivals]
         inputs = [product.inputs for product, _ in products]
         deltas = [product.factor(delta).to(dtype) for product, delta in products]
         workspace = self._workspace if self.numel > LIGHT else {}  # several light ones are alive at once
@@ -203,7 +201,7 @@ def saving_of(uses: Sequence[Use], losses: int) -> float:
     """The floating point operations that are saved by not forming the gradients of a parameter with such uses."""
     if not uses or not is_joint(uses):
         return 0.0
-    sizes = [_product(use).size for use in uses]
+    sizes = [as_product(use).size for use in uses]
     return saving(sizes[0]._replace(rows=sum(size.rows for size in sizes)), losses)
 
 
@@ -213,18 +211,6 @@ def is_joint(uses: Sequence[Use]) -> bool:
     return isinstance(first, Product) and all(
         isinstance(use, Product) and use.key == first.key and use.size[2:] == first.size[2:] for use in uses
     )
-
-
-def _product(use: Use) -> Product:
-    if not isinstance(use, Product):
-        raise TypeError(f"Compressed: `arrivals` must be products, got {type(use).__name__}.")
-    return use
-
-
-def _lookup(use: Use) -> Lookup:
-    if not isinstance(use, Lookup):
-        raise TypeError(f"Occurring: `arrivals` must be lookups, got {type(use).__name__}.")
-    return use
 
 
 def _dtype(arrivals: Sequence[Arrival], careful: bool) -> torch.dtype:

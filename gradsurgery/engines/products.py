@@ -66,6 +66,13 @@ class Product(Use):
         return norm(self.inputs)
 
 
+def as_product(use: Use) -> Product:
+    """The use, which is one."""
+    if not isinstance(use, Product):
+        raise TypeError(f"Product: `use` must be one, got {type(use).__name__}.")
+    return use
+
+
 class MatrixProduct(Product):
     """An operand of ``mm``, ``addmm`` or ``bmm``: linear layers, attention's projections, bare products.
 

@@ -143,6 +143,13 @@ class Lookup(Use):
         return math.sqrt(self._inverse.bincount().max()) if len(self.used) else 0.0
 
 
+def as_lookup(use: Use) -> Lookup:
+    """The use, which is one."""
+    if not isinstance(use, Lookup):
+        raise TypeError(f"Lookup: `use` must be one, got {type(use).__name__}.")
+    return use
+
+
 def norms(rows: Tensor) -> Tensor:
     """The Frobenius norm of each of ``(K, ...)``, ``(K,)``, in float32 or better."""
     found: Tensor = torch.linalg.vector_norm(widened(rows).flatten(1), dim=1)

@@ -43,11 +43,8 @@ class Samples:
 
     def plain(self) -> list[tuple[Tensor, Tensor]]:
         """The gradients that take no part in the surgery: those of the extra loss, and of what is not shared."""
-        plain, extra = PlainSum(), self.request.extra_loss
-        leaves = [leaf for leaf, bits in self.graph.leaves.items() if bits >> 1]
-        if extra is not None and extra.requires_grad and leaves:
-            root = self.request.scaled(extra)
-            plain.add(leaves, torch.autograd.grad(root, leaves, retain_graph=True, allow_unused=True))
+        plain, extra = PlainSum(), self.request.extra_gradients(self.graph, 1, keep=True)
+        plain.add(extra, list(extra.values()))
         if self._others:
             plain.add(self._others, self._pass(self._others, torch.ones_like(self._root)))
         return plain.items()

@@ -10,8 +10,8 @@ from torch.autograd.graph import GradientEdge
 
 from ..per_loss import sparse_gradient
 from ..pieces import is_joint, joined, total
-from ..products import Product
-from ..uses import Bias, Lookup, Use
+from ..products import as_product
+from ..uses import Bias, Lookup, Use, as_lookup
 from .gradients import Arrived, formed_by_all, inputs_of, places_of, rows_of
 from .inner_products import SCRATCH, by_gradients, by_occurrences, by_pairs, inner_products, is_by_pairs
 
@@ -106,12 +106,12 @@ class Products(SamplePiece):
             others = [dim for dim in range(1, delta.ndim) if dim != 1 + layout.dim]
             wide = delta.to(torch.promote_types(delta.dtype, torch.float32))
             lengths = torch.linalg.vector_norm(wide, dim=others).double()
-            squares.append(layout.of_samples((lengths * _product(use).gains()).square()))
+            squares.append(layout.of_samples((lengths * as_product(use).gains()).square()))
         return total(squares).sqrt().flatten()
 
     def _inputs(self, first: int, last: int) -> Tensor:
         """a of the samples from ``first`` to before ``last``, ``(n, E, T, width)``."""
-        return joined([inputs_of(_product(use), layout, first, last) for use, _, layout in self._arrivals], 2)
+        return joined([inputs_of(as_product(use), layout, first, last) for use, _, layout in self._arrivals], 2)
 
 
 class Lookups(SamplePiece):
@@ -119,14 +119,14 @@ class Lookups(SamplePiece):
 
     def gramian(self, known: Known) -> Tensor:
         values = [layout.apart(delta, 1).flatten(2, -2) for _, delta, layout in self._arrivals]
-        places = [places_of(_lookup(use), layout) for use, _, layout in self._arrivals]
+        places = [places_of(as_lookup(use), layout) for use, _, layout in self._arrivals]
         return by_occurrences(joined(values, 2), joined(places, 1))
 
     def _gradient(self, use: Use, delta: Tensor) -> Tensor:
-        if not all(_lookup(arrived.use).sparse for arrived in self._arrivals):
+        if not all(as_lookup(arrived.use).sparse for arrived in self._arrivals):
             return super()._gradient(use, delta)
-        values = _lookup(use).compact(delta, delta.dtype)[0].to(self.parameter.dtype)
-        return sparse_gradient(self.parameter, _lookup(use).used, values)
+        values = as_lookup(use).compact(delta, delta.dtype)[0].to(self.parameter.dtype)
+        return sparse_gradient(self.parameter, as_lookup(use).used, values)
 
 
 def sample_piece_of(parameter: Tensor, arrivals: Sequence[Arrived]) -> SamplePiece:
@@ -135,15 +135,3 @@ def sample_piece_of(parameter: Tensor, arrivals: Sequence[Arrived]) -> SamplePie
     if all(isinstance(use, Lookup) for use in uses):
         return Lookups(parameter, arrivals)
     return Products(parameter, arrivals) if is_joint(uses) else Formed(parameter, arrivals)
-
-
-def _product(use: Use) -> Product:
-    if not isinstance(use, Product):
-        raise TypeError(f"Products: `arrivals` must be products, got {type(use).__name__}.")
-    return use
-
-
-def _lookup(use: Use) -> Lookup:
-    if not isinstance(use, Lookup):
-        raise TypeError(f"Lookups: `arrivals` must be lookups, got {type(use).__name__}.")
-    return use
