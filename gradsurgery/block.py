@@ -1,6 +1,7 @@
 """Surgery at a point inside the network."""
 
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +9,10 @@ from torch.autograd.function import once_differentiable
 
 from . import kernels
 from .aggregators import Aggregator, GramianAggregator
-from .distributed import check_single_process
+from .distributed import Agreement, Peers, Place, Ranks, described, state_of_first
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class ImpartialityBlock(nn.Module):
@@ -36,6 +40,9 @@ class ImpartialityBlock(nn.Module):
             meaning.
         grad_scaler: The scaler of float16 training, for methods that are not homogeneous in the gradients; it
             is not needed by the others.
+        process_group: The ranks that have the other items of the batch, which must all run this backward pass.
+            ``None``: all, where ``torch.distributed`` is set up. Gradients are averaged over them elsewhere, as by
+            ``DistributedDataParallel``.
 
     Shape:
         - input: any.
@@ -43,11 +50,13 @@ class ImpartialityBlock(nn.Module):
 
     Raises:
         ValueError: ``num_branches`` is < 1, or ``aggregator`` needs the losses or remembers gradients.
-        TypeError: ``aggregator`` is not an aggregator.
-        RuntimeError: The backward pass is differentiated again.
+        TypeError: ``aggregator`` is not an aggregator, or ``process_group`` no process group.
+        RuntimeError: The backward pass is differentiated again, or there are several ranks and they disagree, or the
+            method cannot do with a part of the batch.
 
     Cost:
-        One ordinary backward pass; the K gradients with respect to z; the method.
+        One ordinary backward pass; the K gradients with respect to z; the method. With several ranks ``O(K^2)``
+        numbers between them.
 
     References:
         Javaloy, Meghdadi and Valera, Mitigating modality collapse in multimodal VAEs via impartial
@@ -68,6 +77,7 @@ class ImpartialityBlock(nn.Module):
         *,
         rescale: bool = True,
         grad_scaler: "torch.amp.GradScaler | None" = None,
+        process_group: "ProcessGroup | None" = None,
     ) -> None:
         super().__init__()
         if not isinstance(num_branches, int) or num_branches < 1:
@@ -90,6 +100,7 @@ class ImpartialityBlock(nn.Module):
         self.aggregator = aggregator
         self.rescale = rescale
         self.grad_scaler = grad_scaler
+        self._peers = Peers(process_group, "ImpartialityBlock")
 
     def forward(self, z: Tensor) -> tuple[Tensor, ...]:
         """Returns one view of ``z`` a branch."""
@@ -105,10 +116,11 @@ class ImpartialityBlock(nn.Module):
         """Turns the K gradients ``(K, *z.shape)`` into the one that is passed on."""
         wide_dtype = torch.promote_types(rows.dtype, torch.float32)
         if self.needs_rows:
-            check_single_process("ImpartialityBlock")
-            factor = self._loss_scale()
+            items = self._other_items()
+            factor = self._loss_scale(items)
             wide = rows if factor == 1.0 else rows.to(wide_dtype) / factor
-            direction: Tensor = self.aggregator([wide], at=z)[0]
+            with self.aggregator.seeing(items):
+                direction: Tensor = self.aggregator([wide], at=z)[0]
             direction = direction if factor == 1.0 else direction * factor
         else:
             weights = self.weights(kernels.gramian([rows])[0])
@@ -117,13 +129,15 @@ class ImpartialityBlock(nn.Module):
             direction = self.rescaled(direction, rows.sum(0, dtype=wide_dtype))
         return direction.to(rows.dtype)
 
-    @staticmethod
-    def rescaled(direction: Tensor, total: Tensor) -> Tensor:
+    def rescaled(self, direction: Tensor, total: Tensor) -> Tensor:
         """The direction with the Frobenius norm of ``total``, in float64; zero stays zero.
 
         In float64, squares of float32 numbers neither overflow nor underflow.
         """
         norm, target = (torch.linalg.vector_norm(vector, dtype=torch.float64) for vector in (direction, total))
+        ranks = self._peers.now()
+        if ranks is not None:
+            norm, target = ranks.total(torch.stack([norm, target]).square()).sqrt().unbind()
         if not norm.is_cpu:
             return direction.double() * torch.where(norm > 0, target / norm, 1.0)
         length = float(norm)  # three small operations less, which in a small network one notices
@@ -136,15 +150,55 @@ class ImpartialityBlock(nn.Module):
 
     def weights(self, gramian: Tensor) -> Tensor:
         """The weights ``(K,)`` of the K gradients, by a method that needs only their inner products ``(K, K)``."""
-        check_single_process("ImpartialityBlock")
-        factor = self._loss_scale()
-        return cast(GramianAggregator, self.aggregator).solve(gramian if factor == 1.0 else gramian / factor**2)
+        items = self._other_items()
+        if items is not None:
+            gramian = items.total(gramian)
+        factor = self._loss_scale(items)
+        solved = cast(GramianAggregator, self.aggregator).solve(gramian if factor == 1.0 else gramian / factor**2)
+        return solved if items is None else items.ranks.from_first(solved)
 
-    def _loss_scale(self) -> float:
-        return 1.0 if self.grad_scaler is None else float(self.grad_scaler.get_scale())
+    def _loss_scale(self, items: "_Items | None") -> float:
+        """What the rows are multiplied by: each rank's loss is an average over its own items."""
+        scale = 1.0 if self.grad_scaler is None else float(self.grad_scaler.get_scale())
+        return scale if items is None else scale * items.ranks.size
+
+    def _other_items(self) -> "_Items | None":
+        """The ranks that have the rest of the batch, once they have agreed."""
+        ranks = self._peers.now()
+        if ranks is None:
+            return None
+        method = self.aggregator
+        if not method.works_on_parts:
+            raise RuntimeError(
+                f"ImpartialityBlock: `aggregator` must be a method that can do with a part of the batch when there are "
+                f"several ranks, got {type(method).__name__}. Use a method that needs only inner products."
+            )
+        aspects = {
+            "num_branches": f"{self.num_branches}",
+            "aggregator": described(method),
+            "rescale": f"{self.rescale}",
+        }
+        Agreement(ranks, "ImpartialityBlock", aspects).presence([], [], {})
+        if not self._peers.have_followed:
+            first = state_of_first(ranks, dict(method.state_dict()))
+            if first is not None:
+                method.load_state_dict(first)
+            self._peers.have_followed = True
+        return _Items(ranks)
 
     def extra_repr(self) -> str:
         return f"num_branches={self.num_branches}, rescale={self.rescale}"
+
+
+@dataclass(frozen=True)
+class _Items:
+    """Items of a batch, while other ranks have the rest."""
+
+    ranks: Ranks
+    places: list[Place] | None = None
+
+    def total(self, partial: Tensor) -> Tensor:
+        return self.ranks.total(partial)
 
 
 def _expanded(z: Tensor, block: ImpartialityBlock) -> Tensor:

@@ -39,12 +39,13 @@ def is_several(result: object) -> bool:
     )
 
 
-def named_losses(losses: object, *, differentiable: bool = True) -> NamedLosses:
+def named_losses(losses: object, *, differentiable: bool = True, may_be_absent: bool = False) -> NamedLosses:
     """Checks losses and drops those that are None.
 
     Args:
         losses: A dict or sequence of scalars; None stands for a loss that is absent in this step.
         differentiable: Whether at least one must require a gradient.
+        may_be_absent: Whether all may be None, as another rank may have some.
 
     Returns:
         Names (keys, or positions as text) and scalars, in the order given.
@@ -70,13 +71,13 @@ def named_losses(losses: object, *, differentiable: bool = True) -> NamedLosses:
         raise ValueError(f"MultiObjectiveOptimizer: `losses` must have different names, got {names}.")
     with torch.enable_grad():
         present = [(name, _check_scalar(name, loss)) for name, loss in items if loss is not None]
-    if not present:
+    if not present and not (items and may_be_absent):
         got = "an empty one" if not items else f"{len(items)} that are all None"
         raise ValueError(
             f"MultiObjectiveOptimizer: `losses` must contain at least one loss, got {got}. Skip the step when there "
             f"is nothing to train on."
         )
-    if differentiable and not any(loss.requires_grad for _, loss in present):
+    if differentiable and present and not any(loss.requires_grad for _, loss in present):
         raise ValueError(
             f"MultiObjectiveOptimizer: `losses` must contain at least one that requires a gradient, got none among "
             f"{[name for name, _ in present]}. Was the forward pass run under torch.no_grad()?"
@@ -154,6 +155,8 @@ def _check_scalar(name: str, loss: object) -> Tensor:
 
 def values_of(losses: Sequence[Tensor]) -> Tensor:
     """The loss values as one float64 tensor ``(K,)``, detached, on the first loss's device."""
+    if not losses:
+        return torch.empty(0, dtype=torch.float64)
     first = losses[0]
     if all(loss.dtype == first.dtype and loss.device == first.device for loss in losses):
         return torch.stack([loss.detach() for loss in losses]).double()

@@ -1,17 +1,18 @@
 """The wrapper that users see: losses in, directions in ``.grad``, then the wrapped optimizer's step."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, get_args
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from . import checkpoint
 from .adapters import SurgeryClosure, SurgeryOnBackward
 from .aggregators import Aggregator
 from .delegation import DelegatingOptimizer, names_in, parameters_in
+from .distributed import Counts, Peers
 from .engines import Engine, Instances, Request, choose_engine
 from .losses import Losses, LossValues, check_extra_loss, check_instances, named_losses, split_instances, values_of
 from .ownership import Claim
@@ -20,6 +21,9 @@ from .scalarizers import Scalarizer
 from .scope import Scope
 from .sharing import Sharing
 from .surgery import Surgery
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class MultiObjectiveOptimizer(DelegatingOptimizer):
@@ -50,9 +54,10 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
         engine: How gradients are obtained: ``"loop"``, ``"ghost"``, ``"batched"``, ``"func"``, an engine,
             or ``"auto"``, which predicts whether ``"ghost"`` or ``"loop"`` is cheaper. Not for a scalarizer.
         scope: One surgery over all shared parameters together, or one for each module or tensor.
+        process_group: The ranks whose losses are averaged. ``None``: all, where ``torch.distributed`` is set up.
 
     Raises:
-        TypeError: ``optimizer`` or ``aggregator`` is of the wrong kind.
+        TypeError: ``optimizer``, ``aggregator`` or ``process_group`` is of the wrong kind.
         ValueError: ``engine`` or ``scope`` is unknown, or not to be had with the method, or ``shared`` is empty.
 
     Cost:
@@ -77,6 +82,7 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
         shared: nn.Module | Tensor | Iterable[nn.Module | Tensor] | None = None,
         engine: str | Engine = "auto",
         scope: Scope = "all",
+        process_group: "ProcessGroup | None" = None,
     ) -> None:
         _check(optimizer, aggregator, engine, scope)
         super().__init__(optimizer)
@@ -86,7 +92,8 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
                 f"MultiObjectiveOptimizer: `engine` must deliver the gradients themselves for "
                 f"{type(aggregator).__name__}, got {type(chosen).__name__}. Use engine='auto' or engine='loop'."
             )
-        settings = Settings(chosen, Instances(chosen), aggregator, scope)
+        peers = Peers(process_group, "MultiObjectiveOptimizer")
+        settings = Settings(chosen, Instances(chosen), aggregator, scope, peers)
         self._run = Run(settings, Sharing(shared), Claim(optimizer))
 
     @property
@@ -106,6 +113,7 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
         extra_loss: Tensor | None = None,
         grad_scaler: "torch.amp.GradScaler | None" = None,
         retain_graph: bool = False,
+        counts: Counts | None = None,
     ) -> Surgery:
         """Differentiates the losses and adds the direction to ``.grad``.
 
@@ -120,6 +128,8 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
             extra_loss: A scalar whose gradient is added outside the surgery, on every parameter it reaches.
             grad_scaler: For float16 autocast. Gradients are scaled by it; the method sees unscaled ones.
             retain_graph: Whether the graph is needed again.
+            counts: With several ranks, how many items each loss is the average of on this one: one number for all,
+                and then for the extra loss too, or one a loss, 0 for None. ``None``: as many on all ranks.
 
         Returns:
             What was done.
@@ -134,7 +144,13 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
         """
         check_extra_loss(extra_loss)
         return self._run.perform(
-            self._request(losses, extra_loss=extra_loss, scale=_scale_of(grad_scaler), retain_graph=retain_graph)
+            self._request(
+                losses,
+                extra_loss=extra_loss,
+                scale=_scale_of(grad_scaler),
+                retain_graph=retain_graph,
+                counts=counts,
+            )
         )
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -181,7 +197,9 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
 
     step.hooked = True  # type: ignore[attr-defined]
 
-    def scalarize(self, losses: LossValues, *, extra_loss: Tensor | None = None) -> Tensor:
+    def scalarize(
+        self, losses: LossValues, *, extra_loss: Tensor | None = None, counts: Counts | None = None
+    ) -> Tensor:
         """Returns one scalar whose ordinary ``backward()`` performs the surgery.
 
         For trainers that want one loss to differentiate: what they multiply it by (a GradScaler's scale, one
@@ -191,6 +209,7 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
         Args:
             losses: As for :meth:`backward`, not a callable.
             extra_loss: As for :meth:`backward`.
+            counts: As for :meth:`backward`.
 
         Returns:
             The sum of the losses and the extra loss, a scalar.
@@ -214,7 +233,8 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
         named = losses if isinstance(losses, Tensor) else present.by_name()
 
         def perform(factor: Tensor) -> None:
-            self._run.perform(self._request(named, extra_loss=extra_loss, scale=lambda loss: loss * factor))
+            options = {"extra_loss": extra_loss, "counts": counts}
+            self._run.perform(self._request(named, scale=lambda loss: loss * factor, **options))
 
         handle = torch.zeros((), device=value.device, requires_grad=True)
         result: Tensor = SurgeryOnBackward.apply(handle, value, perform)  # type: ignore[no-untyped-call]
@@ -275,17 +295,11 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
         self._run.claim.renew()
 
     def state_dict(self) -> dict[str, Any]:
-        """The wrapped optimizer's state, with the method's beside it; a plain optimizer can load it too."""
-        return {
-            **super().state_dict(),
-            checkpoint.KEY: checkpoint.pack(
-                self.aggregator,
-                self._run.names,
-                self._run.groups,
-                self._run.sharing,
-                parameters_in(self.param_groups),
-            ),
-        }
+        """The wrapped optimizer's state, with the method's beside it; a plain optimizer can load it too.
+
+        ``torch.distributed.checkpoint`` drops the latter: see :class:`SurgeryState`.
+        """
+        return {**super().state_dict(), checkpoint.KEY: self._packed()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a checkpoint of a wrapper or of a plain optimizer; the latter leaves the method as it is.
@@ -294,19 +308,15 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
         """
         rest = {key: value for key, value in state_dict.items() if key != checkpoint.KEY}
         saved = state_dict.get(checkpoint.KEY)
-        if saved is None:
+        with nullcontext() if saved is None else self._unpacking(saved):
             super().load_state_dict(rest)
-            return
-        parameters = parameters_in(self.param_groups)
-        checkpoint.check(saved, len(parameters))
-        with self.aggregator.transaction():
-            checkpoint.load_method(saved, self.aggregator)
-            super().load_state_dict(rest)
-        self._run.sharing.discovered = WeakTensorKeyDictionary()
-        for position in saved["shared"]:
-            self._run.sharing.discovered[parameters[position]] = True
-        self._run.names = list(saved["losses"])
-        self._run.groups = tuple(saved["groups"])
+        self._run.settings.peers.have_followed = False
+
+    def _packed(self) -> dict[str, Any]:
+        return checkpoint.pack(self._run, parameters_in(self.param_groups))
+
+    def _unpacking(self, saved: dict[str, Any]) -> AbstractContextManager[None]:
+        return checkpoint.unpacking(saved, self._run, parameters_in(self.param_groups))
 
     def __getstate__(self) -> dict[str, Any]:
         return {

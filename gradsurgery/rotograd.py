@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from .aggregators.tracking import inverse, row_norms
 from .block import ImpartialityBlock
 from .kernels import widened
 from .learning import PerLossAdam
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class RotoGrad(nn.Module):
@@ -46,6 +49,7 @@ class RotoGrad(nn.Module):
         decay: Factor on the step size after each step, in (0, 1], so that they do in the long run.
         rescale: As in :class:`ImpartialityBlock`; not part of the method as published.
         grad_scaler: As in :class:`ImpartialityBlock`, for the method; the rotations do not need it.
+        process_group: As in :class:`ImpartialityBlock`.
 
     Shape:
         - input: ``(..., width)``, ``width >= features``. Channels of images go last.
@@ -88,6 +92,7 @@ class RotoGrad(nn.Module):
         decay: float = 0.99999,
         rescale: bool = False,
         grad_scaler: "torch.amp.GradScaler | None" = None,
+        process_group: "ProcessGroup | None" = None,
     ) -> None:
         super().__init__()
         if not isinstance(features, int) or features < 1:
@@ -97,7 +102,8 @@ class RotoGrad(nn.Module):
         if not 0 < decay <= 1:
             raise ValueError(f"RotoGrad: `decay` must be in (0, 1], got {decay!r}.")
         method = NormalizedSGD() if aggregator is None else aggregator
-        self.block = ImpartialityBlock(num_branches, method, rescale=rescale, grad_scaler=grad_scaler)
+        options = {"rescale": rescale, "grad_scaler": grad_scaler, "process_group": process_group}
+        self.block = ImpartialityBlock(num_branches, method, **options)
         self.block.aggregator = _Turning(num_branches, features, method, float(lr), float(decay))
         self.features = features
 
@@ -139,6 +145,10 @@ class _Turning(Aggregator):
         self.register_buffer("rotations", torch.eye(features, dtype=torch.float64).repeat(count, 1, 1))
         self.register_buffer("pace", torch.ones((), dtype=torch.float64))
 
+    @property
+    def works_on_parts(self) -> bool:
+        return self.method.works_on_parts
+
     def direction(
         self, blocks: Sequence[Tensor], losses: Tensor | None = None, at: Tensor | None = None
     ) -> list[Tensor]:
@@ -150,12 +160,12 @@ class _Turning(Aggregator):
     def _turn(self, rows: Tensor) -> None:
         """Turns each rotation a little further, so that its branch's gradient comes closer to the mean of all."""
         count, size = len(self.rotations), self.rotations.shape[-1]
-        norms = row_norms([rows])
+        norms = self.total(row_norms([rows]).square()).sqrt()
         if not bool(norms.isfinite().all()) or int((norms > 0).sum()) < 2:
             return  # one gradient alone has nothing to agree with
         used = widened(rows)[..., :size].reshape(count, math.prod(rows.shape[1:-1]), size)
         units = used * inverse(norms).to(used).view(-1, 1, 1)
-        products = (units.mT @ units.mean(dim=0)).double()  # (K, m, m), sums over n of g_nk v_n^T
+        products = self.total((units.mT @ units.mean(dim=0)).double())  # (K, m, m), sums over n of g_nk v_n^T
         gradient = products.mT - products  # of -sum <R exp(A) v, q> with respect to the skew matrix A, at A = 0
         change = self.adam.change(gradient.permute(1, 2, 0), norms > 0).permute(2, 0, 1)
         self.rotations = self.rotations @ torch.linalg.matrix_exp(self.pace * change)

@@ -2,14 +2,15 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from .aggregators import Aggregator, CrossBatch
-from .distributed import check_single_process
-from .engines import Engine, Instances, PerLossGradients, Request
+from .distributed import Agreement, Counts, Peers, Ranks, described, state_of_first
+from .engines import Engine, Instances, PerLossGradients, Request, all_items
 from .engines.workspace import Workspace
 from .losses import Losses, LossValues, check_instances, named_losses, split_instances, values_of
 from .ownership import Claim
@@ -30,6 +31,7 @@ class Settings:
     instances: Instances
     method: Method
     scope: Scope
+    peers: Peers
 
 
 @dataclass
@@ -65,10 +67,12 @@ class Run:
         extra_loss: Tensor | None = None,
         scale: Callable[[Tensor], Tensor] | None = None,
         retain_graph: bool = False,
+        counts: Counts | None = None,
     ) -> Request:
         """Puts down what is to be differentiated, after checking that it is this wrapper's to differentiate."""
-        check_single_process("MultiObjectiveOptimizer")
         self.claim.check(names)
+        method = self.settings.method
+        agreement = self._agreement(wrapped, extra_loss, counts)
         return Request(
             losses=losses,
             extra_loss=extra_loss,
@@ -78,11 +82,61 @@ class Run:
             retain_graph=retain_graph,
             names=names,
             workspace=self.workspace,
-            rows=isinstance(self.settings.method, Aggregator) and self.settings.method.needs_jacobian,
+            rows=agreement is not None or (isinstance(method, Aggregator) and method.needs_jacobian),
+            agreement=agreement,
         )
+
+    def _agreement(self, wrapped: list[Tensor], extra_loss: Tensor | None, counts: Counts | None) -> Agreement | None:
+        """What the ranks have to agree on, or None if this process is alone."""
+        ranks = self.settings.peers.now()
+        if ranks is None:
+            return None
+        engine = self.settings.engine.suited_to(wrapped)
+        if not (engine.has_rows or engine.adds_up):
+            raise ValueError(
+                f"MultiObjectiveOptimizer: `engine` must deliver the gradients themselves when there are several "
+                f"ranks, which are added up, got {type(engine).__name__}. Use engine='auto' or engine='loop'."
+            )
+        positions = {parameter: position for position, parameter in enumerate(wrapped)}
+        shared = sorted(
+            {positions[parameter] for parameter in self.sharing.declared(wrapped) if parameter in positions}
+        )
+        aspects = {
+            "aggregator": described(self.settings.method),
+            "shared": f"{shared or 'found automatically'}",
+            "engine and scope": f"{type(engine).__name__}, {self.settings.scope}",
+            "parameters": f"{len(wrapped)} tensors of {sum(parameter.numel() for parameter in wrapped)} numbers",
+            "extra_loss": "none" if extra_loss is None else "one",
+        }
+
+        def follow() -> None:
+            if not self.settings.peers.have_followed:
+                self._follow_first(ranks, wrapped)
+
+        caller = "MultiObjectiveOptimizer"
+        return Agreement(ranks, caller, aspects, counts=counts, same_losses=engine.adds_up, follow=follow)
+
+    def _follow_first(self, ranks: Ranks, wrapped: list[Tensor]) -> None:
+        """Takes over what the first rank remembers, so that generators and states agree from the start."""
+        method = self.settings.method
+        positions = {parameter: position for position, parameter in enumerate(wrapped)}
+        found = sorted(positions[each] for each in self.sharing.discovered if each in positions)
+        own = {"names": self.names, "shared": found, "method": dict(method.state_dict())}
+        first = state_of_first(ranks, own)
+        if first is not None:
+            self.names = list(first["names"])
+            method.reset()
+            method.load_state_dict(first["method"])
+            for position in first["shared"]:
+                self.sharing.discovered[wrapped[position]] = True
+        self.settings.peers.have_followed = True
 
     def perform(self, request: Request, first: Surgery | None = None) -> Surgery:
         """Does one surgery, with the weights of the first one of the step if this is a later one."""
+        with request.agreement or nullcontext():
+            return self._performed(request, first)
+
+    def _performed(self, request: Request, first: Surgery | None) -> Surgery:
         method = self.settings.method
         request, numbered = self._prepared(request)
         if isinstance(method, Scalarizer):
@@ -112,8 +166,9 @@ class Run:
 
     def jacobian(self, request: Request) -> tuple[PerLossGradients, dict[Tensor, Tensor]]:
         """Unscaled per-loss gradients of the shared parameters, in the optimizer's order, in memory of their own."""
-        request, _ = self._prepared(request)
-        found = self._differentiate(replace(request, workspace={}, rows=True))
+        with request.agreement or nullcontext():
+            request, _ = self._prepared(request)
+            found = self._differentiate(replace(request, workspace={}, rows=True), whole=True)
         blocks = {part.parameters[0]: part for part in found.jacobian().parts()}
         rows = {parameter: blocks[parameter].dense() for parameter in in_order(list(blocks), request.wrapped)}
         factor = _factor(request, found)
@@ -150,8 +205,12 @@ class Run:
         if not isinstance(method, Scalarizer) or not method.wants_second_look:
             return
         present = named_losses(losses, differentiable=False)
+        ranks = self.settings.peers.now()
+        values = values_of(present.scalars)
+        if ranks is not None:
+            values = ranks.total(values) / ranks.size
         self.names, objectives = self.numbered(present.names, present.all_names)
-        method.update(values_of(present.scalars), rows=objectives)
+        method.update(values, rows=objectives)
 
     def numbered(self, present: Sequence[str], every: Sequence[str]) -> tuple[list[str], list[int]]:
         """All names seen so far, in order of first appearance, and which of them the present losses are."""
@@ -168,12 +227,24 @@ class Run:
         if not isinstance(request.losses, Tensor):
             return request, self.numbered
         check_instances(request.losses)
+        if request.agreement is not None:
+            raise TypeError(
+                f"MultiObjectiveOptimizer: `losses` must be a dict or sequence of scalars when there are several "
+                f"ranks, got a tensor of shape {tuple(request.losses.shape)}. Inner products between the samples of "
+                f"different ranks are not supported."
+            )
         self._check_method_for_instances(request.losses)
         return request, lambda present, every: (self.names, list(range(len(present))))
 
-    def _differentiate(self, request: Request) -> PerLossGradients:
+    def _differentiate(self, request: Request, *, whole: bool = False) -> PerLossGradients:
         engine = self.settings.instances if isinstance(request.losses, Tensor) else self.settings.engine
-        return engine.differentiate(request)
+        found = engine.differentiate(request)
+        if request.agreement is None or engine.suited_to(request.wrapped).adds_up:
+            return found
+        method = self.settings.method
+        if isinstance(method, Aggregator) and (method.remembers_gradients or not method.works_on_parts):
+            whole = True
+        return all_items(found, request.agreement, request.wrapped, request.names, whole=whole)
 
     def _check_method_for_instances(self, losses: Tensor) -> None:
         method, shape = self.settings.method, tuple(losses.shape)

@@ -178,14 +178,18 @@ class Sharing:
             return [item for item in self.explicit if isinstance(item, Tensor)]
         return [parameter for parameter in wrapped if parameter in _shared_parameters] if _shared_parameters else []
 
+    def declared(self, wrapped: list[Tensor]) -> list[Tensor]:
+        """All parameters that are declared as shared, repeats included."""
+        return [*parameters_of(self.declared_modules(wrapped)), *self.declared_parameters(wrapped)]
+
     def select(self, wrapped: list[Tensor], reach: dict[Tensor, int], *, sticky: bool = True) -> list[Tensor]:
         """Picks the shared ones among the parameters reached; ``reach`` has one bit a loss.
 
         What is found stays shared in later steps, if it is ``sticky``.
         """
-        declared: list[nn.Module | Tensor] = [*self.declared_modules(wrapped), *self.declared_parameters(wrapped)]
-        if declared:
-            ids = {id(parameter) for parameter in parameters_of(declared)}
+        declared = self.declared(wrapped)
+        if declared or self.explicit is not None:
+            ids = {id(parameter) for parameter in declared}
             return [parameter for parameter in reach if id(parameter) in ids]
         self._warn_of_tags_elsewhere(reach)
         specific = {id(parameter) for parameter in parameters_of(list(_specific_modules))}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import kernels
 from .aggregators import Aggregator, GramianAggregator
-from .engines import Block, PerLossGradients
+from .engines import Block, Jacobian, PerLossGradients
 from .scope import Scope, grouped
 from .sharing import Sharing, describe
 from .writing import add_gradients, all_finite
@@ -73,7 +73,7 @@ def operate(found: PerLossGradients, method: Aggregator, plan: Plan) -> Surgery:
     _check_state(method, labels, plan.last_groups)
     groups = dict(zip(parameters, indices, strict=True)) if labels else None
     looks_back = method.stateful and method.looks_back(parameters[0].device)
-    sound = not looks_back or all_finite(gradient for _, gradient in found.plain)
+    sound = not looks_back or found.shared.on_all_ranks(all_finite(gradient for _, gradient in found.plain))
     gramian = None
     with method.transaction() as roll_back:
         if isinstance(method, GramianAggregator) and not method.needs_jacobian:
@@ -156,6 +156,15 @@ def _check_memory(method: Aggregator, parts: list[Block], plan: Plan) -> None:
             )
 
 
+def _check_share(method: Aggregator, jacobian: Jacobian) -> None:
+    """Raises where a method would take the columns that are here for all of them."""
+    if jacobian.share([]) is not None and (method.remembers_gradients or not method.works_on_parts):
+        raise RuntimeError(
+            f"MultiObjectiveOptimizer: `aggregator` must be a method that can do with a part of each gradient where "
+            f"parameters are sharded, got {type(method).__name__}. Use a method that needs only inner products."
+        )
+
+
 def unscaled(rows: Tensor, factor: Tensor) -> Tensor:
     """Rows without the scale of mixed precision; float16 would lose in this division what the scale is for."""
     return kernels.widened(rows) / factor
@@ -165,18 +174,24 @@ def _directions(
     found: PerLossGradients, parameters: list[Tensor], groups: list[int], method: Aggregator, plan: Plan
 ) -> list[tuple[Tensor, Tensor]]:
     """Hands the Jacobian itself to the method, group by group."""
-    blocks = {part.parameters[0]: part for part in found.jacobian().parts()}
+    jacobian = found.jacobian()
+    blocks = {part.parameters[0]: part for part in jacobian.parts()}
+    _check_share(method, jacobian)
     _check_memory(method, list(blocks.values()), plan)
     columns = _columns(parameters, plan.wrapped)
     scaled = bool(plan.factor != 1)
-    result = []
+    parts, result = [], []
     for group in range(max(groups) + 1):
         members = [parameter for parameter, owner in zip(parameters, groups, strict=True) if owner == group]
-        rows = [blocks[parameter].rows for parameter in members]
+        chosen = [blocks[parameter] for parameter in members]
+        rows = [part.rows for part in chosen]
         given = [unscaled(block, plan.factor) for block in rows] if scaled else rows
         own = [columns[parameter] for parameter in members]
-        directions = method(given, found.values, rows=plan.objectives, columns=own)
-        for parameter, block, direction in zip(members, rows, directions, strict=True):
-            full = (direction * plan.factor if scaled else direction).to(block.dtype)
-            result.append((parameter, blocks[parameter].gradient(full)))
-    return result
+        with method.seeing(jacobian.share(chosen)):
+            directions = method(given, found.values, rows=plan.objectives, columns=own)
+        parts += chosen
+        result += [
+            (direction * plan.factor if scaled else direction).to(block.dtype)
+            for block, direction in zip(rows, directions, strict=True)
+        ]
+    return jacobian.assemble(parts, result)

@@ -4,8 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
-from .engines import PlainSum, Request
+from .engines import Jacobian, PerLossGradients, PlainSum, Request, all_items
+from .engines.averages import Averages, averages
+from .engines.base import is_sharded
+from .engines.ordinary import OrdinaryPasses, averaged, ranks_of
 from .losses import named_losses, values_of
 from .scalarizers import Scalarizer
 from .surgery import Surgery, weights_of_first
@@ -28,25 +32,66 @@ def weigh(
     Returns:
         The names of all losses seen so far, and what was done.
     """
-    present = named_losses(request.evaluated())
-    values = values_of(present.scalars)
-    known, objectives = numbered(present.names, present.all_names)
+    sharded = any(map(is_sharded, request.wrapped))
+    ranks = ranks_of(request) if sharded else None
+    own = named_losses(request.evaluated(), may_be_absent=request.agreement is not None)
+    found = averages(request, own, sharded=sharded)
+    known, objectives = numbered(found.names, found.all_names)
     with scalarizer.transaction() as roll_back:
-        weights = None if first is None else weights_of_first(first, present.names)
+        weights = None if first is None else weights_of_first(first, found.names)
         if weights is None:
             with torch.enable_grad():
-                points = values.clone().requires_grad_()
+                points = found.values.clone().requires_grad_()
                 (weights,) = torch.autograd.grad(scalarizer(points, rows=objectives), points)
-        with torch.enable_grad():
-            total = (weights * torch.stack([loss.to(values) for loss in present.scalars])).sum()
-            if request.extra_loss is not None:
-                total = total + request.extra_loss.to(values)
-        roots, graph = replace(request, extra_loss=None).reach([total])
-        leaves = list(graph.leaves)
-        plain = PlainSum()
-        plain.add(leaves, request.gradients(roots, graph, 0, leaves))
-        gradients = plain.items()
+            if request.agreement is not None:
+                weights = request.agreement.ranks.from_first(weights)
+        gradients = _of_all_ranks(request, found, weights) if ranks is None else _of_shards(request, found, weights)
+        sound = not scalarizer.stateful or all_finite(gradient for _, gradient in gradients)
+        if ranks is not None and scalarizer.stateful:
+            sound = not bool(ranks.total(torch.tensor(float(not sound))))
         add_gradients(gradients)
-        if scalarizer.stateful and not all_finite(gradient for _, gradient in gradients):
+        if not sound:
             roll_back()
-    return known, Surgery(present.names, values, weights, None, engine="one backward pass of the weighed sum")
+    how = "one backward pass of the weighed sum"
+    return known, Surgery(found.names, found.values, weights, None, engine=how)
+
+
+def _total(request: Request, found: Averages, weights: Tensor, ranks: int) -> Tensor:
+    """What this rank contributes to the weighed sum of the losses over all ranks, times a number of ranks."""
+    with torch.enable_grad():
+        total = weights.new_zeros(())
+        if found.here:
+            shares = weights.new_tensor([found.shares[place] * ranks for place in found.here])
+            losses = torch.stack([loss.to(weights) for loss in found.here.values()])
+            total = (weights[list(found.here)] * shares * losses).sum()
+        if request.extra_loss is not None:
+            total = total + request.extra_loss.to(weights) * (found.shares[-1] * ranks)
+        return total
+
+
+def _of_all_ranks(request: Request, found: Averages, weights: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The gradients of the weighed sum, added up over the ranks if there are several."""
+    roots, graph = replace(request, extra_loss=None).reach([_total(request, found, weights, 1)])
+    leaves = list(graph.leaves)
+    plain = PlainSum()
+    if leaves:
+        plain.add(leaves, request.gradients(roots, graph, 0, leaves))
+    if request.agreement is None:
+        return plain.items()
+    here = {place: loss for place, loss in found.here.items() if found.shares[place]}
+    names = tuple(found.names[place] for place in here)
+    values = values_of(list(here.values()))
+    rows = PerLossGradients(names, found.all_names, values, Jacobian([]), plain.items(), "")
+    return all_items(rows, request.agreement, request.wrapped, request.names, whole=False).plain
+
+
+def _of_shards(request: Request, found: Averages, weights: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The gradients of the weighed sum where parameters are sharded, which averages over the ranks."""
+    ranks = ranks_of(request)
+    roots, graph = replace(request, extra_loss=None).reach(
+        [_total(request, found, weights, ranks.size)], sharded=True
+    )
+    passes = OrdinaryPasses(request, graph)
+    gradients = passes.gradients(roots, 0)
+    passes.finish()
+    return [(parameter, averaged(parameter, gradient, ranks)) for parameter, gradient in gradients.items()]

@@ -1,10 +1,12 @@
 """The last step before the optimizer: gradients into ``.grad``, as autograd itself would put them there."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .engines.base import is_sharded
 from .engines.per_loss import added
 from .kernels import is_finite
 
@@ -26,9 +28,11 @@ def add_gradients(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
             fresh[parameter] = _laid_out(gradient, parameter)
         elif current.is_sparse or gradient.is_sparse:
             rest.append((parameter, gradient))
+        elif is_sharded(current) and not _lie_alike(current, gradient):
+            fresh[parameter] = _brought_to(gradient, current) + gradient
         else:
-            targets.append(current)
-            sources.append(gradient)
+            targets.append(_held_here(current))
+            sources.append(_held_here(gradient))
         seen.add(parameter)
     if targets:  # first, because it is what can fail: a user's .grad may not be writable
         torch._foreach_add_(targets, sources)
@@ -46,6 +50,24 @@ def _laid_out(gradient: Tensor, parameter: Tensor) -> Tensor:
     return torch.empty_like(parameter).copy_(gradient)
 
 
+def _lie_alike(first: Any, second: Any) -> bool:
+    return bool(first.placements == second.placements)
+
+
+def _brought_to(target: Any, moving: Any) -> Tensor:
+    """A tensor distributed as another one is."""
+    moved: Tensor = moving.redistribute(target.device_mesh, target.placements)
+    return moved
+
+
+def _held_here(tensor: Any) -> Tensor:
+    """The tensor itself, or this rank's part of it."""
+    with torch.no_grad():
+        return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[no-any-return]
+
+
 def all_finite(gradients: Iterable[Tensor]) -> bool:
-    """Whether every entry of every gradient is finite."""
-    return all(is_finite(gradient._values() if gradient.is_sparse else gradient) for gradient in gradients)
+    """Whether every entry of every gradient is finite, of those that are here."""
+    return all(
+        is_finite(gradient._values() if gradient.is_sparse else _held_here(gradient)) for gradient in gradients
+    )

@@ -6,14 +6,15 @@ needs the gradients themselves subclasses :class:`Aggregator` and writes ``direc
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import overload
 
 import torch
 from torch import Tensor
 
 from .. import kernels
+from ..distributed import Place, Share
 from ..state import Stateful
 
 
@@ -30,6 +31,33 @@ class Aggregator(Stateful, ABC):
 
     needs_jacobian: bool = True
     """Whether the gradients themselves are needed, not only their inner products."""
+
+    _share: Share | None = None
+
+    @property
+    def works_on_parts(self) -> bool:
+        """Whether it may see only some of the columns, as it takes every sum over columns through :meth:`total`."""
+        return False
+
+    def total(self, partial: Tensor) -> Tensor:
+        """Completes a sum over columns: where others have the rest of them, adds up over the processes."""
+        return partial if self._share is None else self._share.total(partial)
+
+    def place(self, block: int) -> Place | None:
+        """Where the columns of a block of this call lie in the whole; None where they are the whole."""
+        return None if self._share is None or self._share.places is None else self._share.places[block]
+
+    @contextmanager
+    def seeing(self, share: Share | None) -> Iterator[None]:
+        """Tells the method that it sees only a share of the columns, if any."""
+        members = [member for member in self.modules() if isinstance(member, Aggregator)]
+        for member in members if share is not None else ():
+            member._share = share
+        try:
+            yield
+        finally:
+            for member in members if share is not None else ():
+                del member._share
 
     @property
     def uses_losses(self) -> bool:
@@ -133,22 +161,28 @@ class Aggregator(Stateful, ABC):
         """:meth:`direction`, NaN and without trace in the state where a block is not finite."""
         given = [*blocks, losses] if losses is not None and self.uses_losses else blocks
         on_host = all(tensor.is_cpu for tensor in given)
-        if on_host and not all(kernels.is_finite(tensor) for tensor in given):
+        if on_host and not self._all_finite(given):
             return undefined(blocks)
         looks_back = not on_host and self.looks_back(blocks[0].device)
         with self.transaction() as roll_back:
             directions = self.direction(blocks, losses, at)
-            if self.keeps_buffers and not all(kernels.is_finite(direction) for direction in directions):
+            if self.keeps_buffers and not self._all_finite(directions):
                 roll_back()  # numbers that overflow on the way must not stay in the state
             if on_host:
                 return directions
-            finite = torch.stack([tensor.isfinite().all().to(blocks[0].device) for tensor in given]).all()
+            wrong = torch.stack([(~tensor.isfinite()).any().to(blocks[0].device) for tensor in given]).any()
+            finite = self.total(wrong.double()) == 0
             if looks_back and not bool(finite):
                 roll_back()
         return [
             torch.where(finite.to(direction.device), direction, torch.full_like(direction, torch.nan))
             for direction in directions
         ]
+
+    def _all_finite(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether all entries are finite, here and where the other columns are."""
+        finite = all(kernels.is_finite(tensor) for tensor in tensors)
+        return finite if self._share is None else not bool(self.total(torch.tensor(float(not finite))))
 
     def _checked_losses(self, losses: Tensor | None, count: int) -> Tensor | None:
         """The losses as float64."""
@@ -191,6 +225,10 @@ class GramianAggregator(Aggregator):
     """
 
     needs_jacobian = False
+
+    @property
+    def works_on_parts(self) -> bool:
+        return True
 
     @abstractmethod
     def weights(self, gramian: Tensor, losses: Tensor | None = None) -> Tensor:
@@ -254,7 +292,7 @@ class GramianAggregator(Aggregator):
     def direction(
         self, blocks: Sequence[Tensor], losses: Tensor | None = None, at: Tensor | None = None
     ) -> list[Tensor]:
-        gramian = kernels.gramian(blocks)
+        gramian = self.total(kernels.gramian(blocks))
         weights = self.solve(gramian[0], losses, rows=self._rows)
         return kernels.combine(blocks, weights.unsqueeze(0))
 

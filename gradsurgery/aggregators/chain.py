@@ -65,6 +65,11 @@ class Chain(GramianAggregator):
         self.needs_jacobian = methods[-1].needs_jacobian
 
     @property
+    def works_on_parts(self) -> bool:
+        last = self.methods[-1]
+        return isinstance(last, Aggregator) and last.works_on_parts
+
+    @property
     def uses_losses(self) -> bool:
         return any(method.uses_losses for method in self.methods)
 
@@ -80,7 +85,7 @@ class Chain(GramianAggregator):
     ) -> list[Tensor]:
         if not self.needs_jacobian:
             return super().direction(blocks, losses, at)
-        weights = self._reweigh(list(self.methods)[:-1], kernels.gramian(blocks)[0], losses)
+        weights = self._reweigh(list(self.methods)[:-1], self.total(kernels.gramian(blocks))[0], losses)
         scaled = [  # not in half precision, where products overflow
             rows * weights.to(rows).view(-1, *[1] * (rows.ndim - 1)) for rows in map(kernels.widened, blocks)
         ]

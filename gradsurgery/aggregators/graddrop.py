@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..distributed import Place
 from ..kernels import widened
 from ..state import Randomized
 from .base import Aggregator
@@ -59,6 +60,10 @@ class GradDrop(Randomized, Aggregator):
             raise ValueError(f"GradDrop: `leak` must be in [0, 1], got {leak!r}.")
         self.leak = leak if isinstance(leak, int | float) else tuple(leaks)
 
+    @property
+    def works_on_parts(self) -> bool:
+        return True
+
     def direction(
         self, blocks: Sequence[Tensor], losses: Tensor | None = None, at: Tensor | None = None
     ) -> list[Tensor]:
@@ -66,11 +71,15 @@ class GradDrop(Randomized, Aggregator):
         seed = int(torch.randint(1 << 62, (), generator=self.generator))
         draws: dict[torch.device, torch.Generator] = {}
         directions = []
-        for block in blocks:
+        for position, block in enumerate(blocks):
             source = draws.get(block.device)
             if source is None:
                 source = draws[block.device] = torch.Generator(block.device).manual_seed(seed)
-            directions.append(_keep_one_sign(block, leak, source, at))
+            signed = widened(block)
+            if at is not None:
+                signed = self.total((signed * at.sign()).sum(dim=1, keepdim=True))
+            draw = _draw(signed[0], source, self.place(position))
+            directions.append(_keep_one_sign(block, signed, draw, leak))
         return directions
 
     def _leak_of_rows(self, count: int) -> Tensor:
@@ -84,13 +93,18 @@ class GradDrop(Randomized, Aggregator):
         return torch.tensor([self.leak[row] for row in rows], dtype=torch.float64)
 
 
-def _keep_one_sign(block: Tensor, leak: Tensor, source: torch.Generator, at: Tensor | None) -> Tensor:
+def _draw(like: Tensor, source: torch.Generator, place: Place | None) -> Tensor:
+    """One number a coordinate; where only some of the coordinates are here, those that the whole would get."""
+    shape = like.shape if place is None else place.shape
+    drawn = torch.rand(shape, generator=source, device=like.device, dtype=like.dtype)
+    return drawn if place is None else drawn[place.slices].view(like.shape)
+
+
+def _keep_one_sign(block: Tensor, signed: Tensor, draw: Tensor, leak: Tensor) -> Tensor:
     dtype = block.dtype
     block = widened(block)
-    signed = block if at is None else (block * at.sign()).sum(dim=1, keepdim=True)
     total = signed.abs().sum(dim=0)
     purity = 0.5 * (1.0 + signed.sum(dim=0) / torch.where(total == 0, torch.ones_like(total), total))
-    draw = torch.rand(purity.shape, generator=source, device=block.device, dtype=purity.dtype)
     keep = torch.where(draw < purity, signed > 0, signed < 0)  # (K, ...)
     shares = leak.to(device=block.device, dtype=block.dtype).view(-1, *[1] * (block.ndim - 1))
     mask = torch.lerp(keep.to(block.dtype), torch.ones_like(shares), shares)

@@ -56,6 +56,10 @@ class TrimmedMean(Aggregator):
             raise ValueError(f"TrimmedMean: `trim_number` must be None or an integer >= 0, got {trim_number!r}.")
         self.trim_number = trim_number
 
+    @property
+    def works_on_parts(self) -> bool:
+        return True
+
     def direction(
         self, blocks: Sequence[Tensor], losses: Tensor | None = None, at: Tensor | None = None
     ) -> list[Tensor]:

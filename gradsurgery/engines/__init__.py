@@ -3,6 +3,7 @@
 from .base import Engine, Request
 from .batched import Batched
 from .choice import choose_engine
+from .data_parallel import all_items
 from .func import Func, functional_jacobian
 from .ghost import Ghost
 from .instances import Instances
@@ -22,6 +23,7 @@ __all__ = [
     "PlainSum",
     "Request",
     "SharedGradients",
+    "all_items",
     "choose_engine",
     "functional_jacobian",
 ]

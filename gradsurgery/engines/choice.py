@@ -1,8 +1,10 @@
 """The engine a user asked for, and the choice among engines for one who did not ask."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
-from .base import Engine, Request, pose
+from .base import Engine, Request, is_sharded, pose
 from .batched import Batched
 from .func import Func
 from .ghost import Ghost, packed
@@ -10,6 +12,7 @@ from .loop import Loop
 from .matching import matched_uses
 from .per_loss import PerLossGradients
 from .pieces import saving_of
+from .sharded import Sharded
 from .uses import Use
 
 # Measured on a CPU, in floating point operations, of which it does about 1e5 in a microsecond.
@@ -29,12 +32,18 @@ class Auto(Engine):
 
     Compared are floating point operations and passes over memory. The constants were measured on a CPU; on other
     devices ``Loop`` runs, as it does where a method needs the gradients themselves, or ``Ghost`` several passes.
+    Where parameters are DTensors, ``Sharded`` runs.
     """
 
     def __init__(self) -> None:
-        self._loop, self._ghost = Loop(), Ghost()
+        self._loop, self._ghost, self._sharded = Loop(), Ghost(), Sharded()
+
+    def suited_to(self, parameters: Sequence[Tensor]) -> Engine:
+        return self._sharded if any(map(is_sharded, parameters)) else self
 
     def differentiate(self, request: Request) -> PerLossGradients:
+        if self.suited_to(request.wrapped) is self._sharded:
+            return self._sharded.differentiate(request)
         problem = pose(request)
         losses = len(problem.scalars)
         if losses == 1:
@@ -60,7 +69,14 @@ def predicted_saving(uses: dict[Tensor, list[Use]], losses: int) -> float:
     return saved - _PER_STEP - _PER_PARAMETER * len(uses) - _PER_DELTA * losses * sum(deltas.values())
 
 
-_BY_NAME: dict[str, type[Engine]] = {"auto": Auto, "batched": Batched, "func": Func, "ghost": Ghost, "loop": Loop}
+_BY_NAME: dict[str, type[Engine]] = {
+    "auto": Auto,
+    "batched": Batched,
+    "func": Func,
+    "ghost": Ghost,
+    "loop": Loop,
+    "sharded": Sharded,
+}
 
 
 def choose_engine(engine: str | Engine) -> Engine:

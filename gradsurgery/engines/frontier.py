@@ -107,12 +107,14 @@ def descend(problem: Problem, frontier: Frontier, *, keep: bool) -> Descent:
         return lambda handed_on, _: take(crossing.edge, crossing.loss, handed_on[crossing.slot])
 
     for loss, edge in frontier.roots:
-        take(edge, loss, problem.request.scaled(torch.ones_like(problem.scalars[loss], requires_grad=False)))
+        take(edge, loss, problem.request.scaled(torch.ones_like(problem.scalars[loss], requires_grad=False), loss))
     own = [leaf for leaf, bits in problem.leaves.items() if _is_one(bits)]
     ends = list(dict.fromkeys(crossing.edge for crossing in frontier.crossings))
     found: tuple[Tensor | None, ...] = ()
     if ends or own:
-        roots = [problem.request.scaled(root) for root in problem.scalars if root.requires_grad]
+        roots = [
+            problem.request.scaled(root, loss) for loss, root in enumerate(problem.scalars) if root.requires_grad
+        ]
         hooks = [crossing.node.register_hook(watch(crossing)) for crossing in frontier.crossings]
         try:
             inputs: list[Any] = [*ends, *own]

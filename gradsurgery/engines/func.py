@@ -6,13 +6,14 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..losses import named_losses
+from ..losses import NamedLosses, named_losses
 from ..sharing import describe
 from .base import Engine, Request, check_leaves
 from .graph import reach
@@ -121,7 +122,11 @@ class Func(Engine):
             losses, jacobian, buffers = functional_jacobian(
                 forward, [parameter.detach() for parameter in parameters], chunk_size=self.chunk_size, scale=scale
             )
-        plain = _outer_gradients(losses, places, request)
+        present = NamedLosses(forward.names, tuple(losses), forward.all_names)
+        agreed, _ = request.agree(present, {})
+        kept = [forward.names.index(name) for name in agreed.names]
+        weights = request.weights
+        plain = _outer_gradients(losses, kept, places, request)
         for (module, name), value in zip(forward.buffers, buffers, strict=True):
             current = module._buffers[name]
             if current is None:
@@ -129,18 +134,27 @@ class Func(Engine):
             else:
                 current.copy_(value)
         blocks = [
-            Block([parameter], rows.detach().reshape(len(rows), parameter.numel()))
+            Block([parameter], _weighted(rows.detach()[kept].reshape(len(kept), parameter.numel()), weights))
             for position, (parameter, rows) in enumerate(zip(parameters, jacobian, strict=True))
             if position in forward.reached
         ]
         return PerLossGradients(
-            forward.names,
+            agreed.names,
             forward.all_names,
-            losses.detach().double(),
+            losses.detach()[kept].double(),
             Jacobian(blocks),
             plain,
             "func: one backward pass batched over the losses",
         )
+
+
+def _weighted(rows: Tensor, weights: list[float] | None) -> Tensor:
+    """Rows, or losses, times the weights that the ranks have agreed on."""
+    if weights is None:
+        return rows
+    return rows * torch.tensor(weights[: len(rows)], dtype=rows.dtype, device=rows.device).view(
+        -1, *[1] * (rows.ndim - 1)
+    )
 
 
 class _Forward:
@@ -241,11 +255,15 @@ def _explained() -> Iterator[None]:
         ) from error
 
 
-def _outer_gradients(losses: Tensor, places: _Places, request: Request) -> list[tuple[Tensor, Tensor]]:
+def _outer_gradients(
+    losses: Tensor, kept: list[int], places: _Places, request: Request
+) -> list[tuple[Tensor, Tensor]]:
     """Plain sums for what is not shared, from the outer graph of the same forward pass."""
     plain = PlainSum()
     with torch.enable_grad():
-        total = losses.sum()
+        total = _weighted(losses[kept], request.weights).sum()
+    if request.weights is not None:
+        request = replace(request, weights=[1.0, request.weights[-1]])
     roots, graph = request.reach([total])
     for leaf, bits in graph.leaves.items():
         if bits & 1 and leaf in places.parameters:

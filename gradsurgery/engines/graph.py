@@ -9,6 +9,9 @@ from torch.autograd.graph import get_gradient_edge
 # Autograd records reentrant checkpointing as this node; the parameters inside are invisible to autograd.grad.
 _REENTRANT_CHECKPOINT = "CheckpointFunctionBackward"
 
+# DistributedDataParallel passes all outputs through one node, each in a slot of its own, for unused parameters.
+_PASSAGE = "_DDPSinkBackward"
+
 
 Node: TypeAlias = Any
 """A node of the autograd graph; torch's own class does not say what it has."""
@@ -79,8 +82,34 @@ def reach(roots: Sequence[Tensor]) -> Reach:
             waiting[child] -= 1
             if not waiting[child]:
                 ready.append(child)
+    if _PASSAGE in names.values():
+        leaves = _leaves_by_slot(roots, leaves)
     nodes = {node: reached[node] for node in names}
     return Reach(leaves, frozenset(overlaps), nodes, children, names)
+
+
+def _leaves_by_slot(roots: Sequence[Tensor], leaves: dict[Tensor, int]) -> dict[Tensor, int]:
+    """The leaves with the roots that reach them, where a passage hands on each gradient by itself.
+
+    Taken as one node, it would have every root reach what is behind any of its outputs.
+    """
+    result = dict.fromkeys(leaves, 0)
+    for position, root in enumerate(roots):
+        edges = [tuple(get_gradient_edge(root)[:2])] if root.requires_grad else []
+        seen = set(edges)
+        while edges:
+            node, slot = edges.pop()
+            below = node.next_functions
+            if node.name() == _PASSAGE:
+                below = below[slot : slot + 1]
+            elif not below and hasattr(node, "variable"):
+                result[node.variable] |= 1 << position
+            for child, number in below:
+                edge = (child, number if child is not None and child.name() == _PASSAGE else 0)
+                if child is not None and edge not in seen:
+                    seen.add(edge)
+                    edges.append(edge)
+    return {leaf: bits for leaf, bits in result.items() if bits}
 
 
 def sparse_tables(graph: Reach) -> set[Tensor]:

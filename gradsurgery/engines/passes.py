@@ -77,8 +77,8 @@ class Passes:
         request = self._problem.request
         largest = weights.abs().max()
         factor = torch.where(largest > 0, largest, 1.0)  # a weight may be beyond the range of a loss in float16
-        pairs = zip(self._problem.scalars, weights / factor, strict=True)
-        terms = [(request.scaled(root), weight) for root, weight in pairs if root.requires_grad]
+        pairs = enumerate(zip(self._problem.scalars, weights / factor, strict=True))
+        terms = [(request.scaled(root, loss), weight) for loss, (root, weight) in pairs if root.requires_grad]
         roots, seeds = [root for root, _ in terms], [weight.to(root) for root, weight in terms]
         keep = request.retain_graph or not last
         with _arrivals(inputs) as arrived:
@@ -103,7 +103,7 @@ class Passes:
     def _pass(self, position: int, inputs: Sequence[Input], *, last: bool) -> tuple[Tensor | None, ...]:
         problem = self._problem
         keep = problem.request.retain_graph or not last or problem.graph.needed_again(position)
-        root = problem.request.scaled(problem.roots[position])
+        root = problem.request.scaled(problem.roots[position], position)
         return torch.autograd.grad(root, inputs, retain_graph=keep, allow_unused=True)
 
     def _stored(self, rows: Tensor | None, key: object, loss: int, gradient: Tensor) -> Tensor:

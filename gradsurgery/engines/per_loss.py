@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import kernels
+from ..distributed import Share
 
 
 @dataclass
@@ -72,6 +73,10 @@ class SharedGradients(ABC):
     def parameters(self) -> list[Tensor]:
         """The shared parameters that any loss reaches."""
 
+    def on_all_ranks(self, condition: bool) -> bool:
+        """Whether something holds wherever some of the columns are."""
+        return condition
+
     @abstractmethod
     def gramian(self, groups: Groups) -> Tensor:
         """The inner products of the rows, ``(B, K, K)``, float64."""
@@ -92,6 +97,10 @@ class Jacobian(SharedGradients):
     def parameters(self) -> list[Tensor]:
         return [parameter for block in self.blocks for parameter in block.parameters]
 
+    def share(self, parts: list[Block]) -> Share | None:
+        """What a method has to know of some of the :meth:`parts`, where other processes have other columns."""
+        return None
+
     def gramian(self, groups: Groups) -> Tensor:
         if groups is not None:
             parts = self.parts()
@@ -107,14 +116,17 @@ class Jacobian(SharedGradients):
             return self._combine_wide(self._wide, weights)
         parts = self.parts()
         indices = None if groups is None else _indices(parts, groups)
-        directions = kernels.combine([part.rows for part in parts], weights, indices)
-        return [
-            (part.parameters[0], part.gradient(direction)) for part, direction in zip(parts, directions, strict=True)
-        ]
+        return self.assemble(parts, kernels.combine([part.rows for part in parts], weights, indices))
 
     def parts(self) -> list[Block]:
         """One block a parameter."""
         return [part for block in self.blocks for part in block.split()]
+
+    def assemble(self, parts: list[Block], directions: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Parameters with their gradients, from the direction of each of the :meth:`parts`."""
+        return [
+            (part.parameters[0], part.gradient(direction)) for part, direction in zip(parts, directions, strict=True)
+        ]
 
     def _is_small(self) -> bool:
         kinds = {(block.rows.dtype, block.rows.device.type, block.indices is None) for block in self.blocks}

@@ -39,7 +39,7 @@ class Samples:
         self.shared = request.sharing.select(request.wrapped, reached, sticky=request.sticky)
         members = set(self.shared)
         self._others = [leaf for leaf in leaves if leaf not in members]
-        self._root = request.scaled(losses)
+        self._root = request.scaled(losses, 0)
 
     def plain(self) -> list[tuple[Tensor, Tensor]]:
         """The gradients that take no part in the surgery: those of the extra loss, and of what is not shared."""

@@ -1,0 +1,19 @@
+"""Several processes that train one model: what they add up, what they agree on. On ``torch.distributed`` alone."""
+
+from .agreement import Agreement, Counts, Presence, own_counts
+from .ranks import Peers, Ranks
+from .share import Place, Share
+from .states import described, state_of_first
+
+__all__ = [
+    "Agreement",
+    "Counts",
+    "Peers",
+    "Place",
+    "Presence",
+    "Ranks",
+    "Share",
+    "described",
+    "own_counts",
+    "state_of_first",
+]

@@ -1,0 +1,179 @@
+"""What the ranks compare before each surgery, so that those that disagree fail together instead of waiting."""
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
+
+import torch
+
+from .ranks import Ranks
+
+Counts: TypeAlias = float | Mapping[str, float] | Sequence[float]
+"""How many items each loss is the average of: one number for all, or one a loss."""
+
+
+class Presence(NamedTuple):
+    """Which losses there are, on this rank or on another one.
+
+    Args:
+        names: Those that are present on any rank, in the order of all.
+        weights: Of the losses that are present here, the share of this rank in their average over the ranks.
+        extra_weight: The same for the extra loss.
+        reach: For each parameter by position the losses that reach it on any rank, one bit each.
+    """
+
+    names: tuple[str, ...]
+    weights: dict[str, float]
+    extra_weight: float
+    reach: dict[int, int]
+
+
+class Agreement:
+    """One surgery's: a context that tells the other ranks if this one fails before it has agreed.
+
+    Args:
+        ranks: All of them.
+        caller: Whose surgery it is, for errors.
+        aspects: What must be the same on all ranks, in words.
+        counts: How many items each loss averages here. ``None``: the same on all ranks.
+        same_losses: Whether each rank must have each loss.
+        follow: Called once they have agreed on the rest, on all ranks.
+    """
+
+    def __init__(
+        self,
+        ranks: Ranks,
+        caller: str,
+        aspects: Mapping[str, str],
+        *,
+        counts: Counts | None = None,
+        same_losses: bool = False,
+        follow: Callable[[], None] | None = None,
+    ) -> None:
+        self.ranks = ranks
+        self.found: Presence | None = None
+        self._caller = caller
+        self._aspects = {"losses": "", **aspects, "counts": "not given" if counts is None else "given"}
+        self._counts = counts
+        self._same_losses = same_losses
+        self._follow = follow
+        self._told = False
+
+    def __enter__(self) -> "Agreement":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception) and not self._told:
+            self._told = True
+            self._compared("", failure=f"{type(error).__name__}: {error}")
+
+    def presence(self, present: Sequence[str], every: Sequence[str], reach: Mapping[int, int]) -> Presence:
+        """Compares what has to be the same on all ranks, and shares what has not.
+
+        Args:
+            present: The losses that are there on this rank.
+            every: Those and the others.
+            reach: For each parameter by position the losses that reach it here, bit k for the k-th of ``every``.
+
+        Raises:
+            RuntimeError: The ranks disagree, or another one has failed.
+            ValueError: The counts do not fit the losses.
+        """
+        own = own_counts(self._counts, present, every, self._caller)
+        self._aspects["losses"] = f"{list(present if self._same_losses else every)}"
+        self._told = True
+        same = self._compared(f"{list(present)} {sorted(reach.items())}")
+        if self._follow is not None:
+            self._follow()
+        table = [own] * self.ranks.size
+        if self._counts is not None:
+            table = self.ranks.gathered(torch.tensor(own, dtype=torch.float64)).tolist()
+        if not same:
+            gathered = self.ranks.gathered_objects((own, dict(reach)))
+            table, reach = [counts for counts, _ in gathered], _either([bits for _, bits in gathered])
+        totals = [sum(column) for column in zip(*table, strict=True)]
+        shares = [count / total if total else 0.0 for count, total in zip(own, totals, strict=True)]
+        names = tuple(name for name, total in zip(every, totals, strict=False) if total)
+        weights = {name: share for name, share in zip(every, shares, strict=False) if share}
+        self.found = Presence(names, weights, shares[-1], dict(reach))
+        return self.found
+
+    def _compared(self, may_differ: str, failure: str = "") -> bool:
+        """Raises where the ranks disagree; returns whether what may differ is the same."""
+        texts = {**self._aspects, "failure": failure}
+        table = self.ranks.gathered(torch.tensor([_digest(text) for text in (*texts.values(), may_differ)]))
+        differs = (table != table[0]).any(0).tolist()
+        if any(differs[:-1]):
+            self._raise(texts)
+        return not differs[-1]
+
+    def _raise(self, texts: dict[str, str]) -> None:
+        """Raises the same error on all ranks, but for those that have one of their own already."""
+        everybody: list[dict[str, str]] = self.ranks.gathered_objects(texts)
+        if texts["failure"]:
+            return
+        failures = [f"rank {rank}: {each['failure']}" for rank, each in enumerate(everybody) if each["failure"]]
+        if failures:
+            raise RuntimeError(
+                f"{self._caller}: `losses` must be computed on all ranks, got an error on another one, {failures[0]}"
+            )
+        wrong = [aspect for aspect in texts if len({each[aspect] for each in everybody}) > 1]
+        first, *others = (f"`{aspect}`: {_by_rank([each[aspect] for each in everybody])}" for aspect in wrong)
+        also = f" Also {'; '.join(others)}." if others else ""
+        if wrong[0] == "losses" and self._same_losses:
+            remedy = "Where parameters are sharded, each rank must have each loss; zero times another one will do."
+        else:
+            remedy = "Run the same code on all ranks; a loss that a rank lacks is None there, with the same name."
+        raise RuntimeError(f"{self._caller}: the ranks must agree, got {first}.{also} {remedy}")
+
+
+def own_counts(counts: Counts | None, present: Sequence[str], every: Sequence[str], caller: str) -> list[float]:
+    """For each of all losses the number of items that it is the average of here, and last that of the extra loss.
+
+    Raises:
+        ValueError: There is not one a loss, or one is negative or not finite.
+    """
+    extra = 1.0
+    if counts is None:
+        given = dict.fromkeys(every, 1.0)
+    elif isinstance(counts, int | float):
+        given, extra = dict.fromkeys(every, float(counts)), float(counts)
+    elif isinstance(counts, Mapping):
+        given = {str(name): float(count) for name, count in counts.items()}
+    else:
+        names = every if len(counts) == len(every) else map(str, range(len(counts)))
+        given = {name: float(count) for name, count in zip(names, counts, strict=True)}
+    if set(given) != set(every):
+        raise ValueError(
+            f"{caller}: `counts` must have one number a loss, {list(every)}, got {list(given)}. Give 0 where a loss "
+            f"is None."
+        )
+    wrong = {name: count for name, count in given.items() if not (math.isfinite(count) and count >= 0)}
+    if wrong:
+        raise ValueError(
+            f"{caller}: `counts` must be finite and >= 0, got {wrong}. Give the number of items that each loss is "
+            f"the average of on this rank."
+        )
+    return [given[name] if name in present else 0.0 for name in every] + [extra]
+
+
+def _either(tables: Sequence[Mapping[int, int]]) -> dict[int, int]:
+    """The bits that are set in any of the tables."""
+    result: dict[int, int] = {}
+    for table in tables:
+        for position, bits in table.items():
+            result[position] = result.get(position, 0) | bits
+    return result
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
+
+
+def _by_rank(values: Sequence[str]) -> str:
+    """Each value with the ranks that have it."""
+    owners: dict[str, list[str]] = {}
+    for rank, value in enumerate(values):
+        owners.setdefault(value, []).append(str(rank))
+    return ", ".join(f"{value} on rank {' and '.join(ranks)}" for value, ranks in owners.items())

@@ -1,0 +1,107 @@
+"""The processes that train one model together, and the few things they do together."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+# The first name is that of torch 2.13, the second that of those before it.
+_all_gather = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)
+
+
+class Ranks:
+    """A process group of two or more, seen from one of its processes.
+
+    Args:
+        group: The group.
+    """
+
+    def __init__(self, group: "dist.ProcessGroup") -> None:
+        self.group = group
+        self.size = dist.get_world_size(group)
+        self.rank = dist.get_rank(group)
+        self.has_host_backend = "cpu" in dist.get_backend_config(group)
+
+    def total(self, partial: Tensor) -> Tensor:
+        """The sum over the ranks, the same bits on each."""
+        placed = self._placed(partial).clone()
+        dist.all_reduce(placed, group=self.group)
+        return placed.to(partial.device)
+
+    def from_first(self, own: Tensor) -> Tensor:
+        """What the first rank has."""
+        placed = self._placed(own).clone()
+        dist.broadcast(placed, dist.get_global_rank(self.group, 0), group=self.group)
+        return placed.to(own.device)
+
+    def gathered(self, own: Tensor) -> Tensor:
+        """What each rank has, ``(N, *own.shape)``."""
+        placed = self._placed(own).contiguous()
+        result = placed.new_empty(self.size, *placed.shape)
+        _all_gather(result.view(-1), placed.view(-1), group=self.group)
+        return result.to(own.device)
+
+    def exchanged(self, parts: Tensor) -> Tensor:
+        """Sends ``parts[r]`` to rank r, and returns what each rank has sent here, ``(N, ...)``."""
+        placed = self._placed(parts).contiguous()
+        result = torch.empty_like(placed)
+        dist.all_to_all_single(result.view(-1), placed.view(-1), group=self.group)
+        return result.to(parts.device)
+
+    def gathered_objects(self, own: Any) -> list[Any]:
+        """What each rank has, for what is rare: it is pickled."""
+        result: list[Any] = [None] * self.size
+        dist.all_gather_object(result, own, group=self.group)
+        return result
+
+    def _placed(self, tensor: Tensor) -> Tensor:
+        """The tensor where the group can send it from."""
+        return tensor if self.has_host_backend or not tensor.is_cpu else tensor.cuda()
+
+
+class Peers:
+    """Which processes take part, looked up when it matters: a group may be set up after the optimizer.
+
+    Args:
+        process_group: The group. ``None``: the default one, if there is one.
+
+    Raises:
+        TypeError: ``process_group`` is not a process group, or none of this process.
+    """
+
+    def __init__(self, process_group: Any, caller: str) -> None:
+        known = process_group is None or (dist.is_available() and isinstance(process_group, dist.ProcessGroup))
+        if not known:
+            raise TypeError(
+                f"{caller}: `process_group` must be a torch.distributed.ProcessGroup that this process belongs to, or "
+                f"None, got {process_group!r}."
+            )
+        self._group = process_group
+        self._caller = caller
+        self._known: tuple[Any, Ranks] | None = None
+        self.have_followed = False
+        """Whether all have taken over what the first rank remembers."""
+
+    def now(self) -> Ranks | None:
+        """The ranks that take part, None if this process is alone."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return None
+        group = dist.group.WORLD if self._group is None else self._group
+        if self._known is None or self._known[0] is not group:
+            if group is None or dist.get_world_size(group) == 1:
+                return None
+            self._known = group, Ranks(group)
+        return self._known[1]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Peers":
+        return Peers(self._group, self._caller)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._group is not None:
+            raise TypeError(
+                f"{self._caller}: `process_group` must be None to be pickled, got {self._group!r}. A process group "
+                f"belongs to one process: save a state_dict() instead."
+            )
+        return Peers, (None, self._caller)

@@ -1,0 +1,277 @@
+"""Data parallel: per-loss gradients of each rank's items become those of all items, spread over the ranks.
+
+Each rank sends row pieces to the ranks that own them, ``(N-1)/N (K P_shared + P_task)`` numbers, and its piece of the
+result to all, ``(N-1)/N (P_shared + P_task)``.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from ..distributed import Agreement, Place, Ranks
+from ..sharing import describe
+from .per_loss import Block, Jacobian, PerLossGradients, sparse_gradient
+from .spread import Spread
+
+
+_Sided: TypeAlias = list[tuple[Tensor, bool]]
+"""Parameters, and whether their gradients are sparse."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A parameter's gradient: all of it, or the ``indices`` of its rows that any rank touches."""
+
+    parameter: Tensor
+    indices: Tensor | None
+
+    @property
+    def numel(self) -> int:
+        if self.indices is None:
+            return self.parameter.numel()
+        return len(self.indices) * self.parameter[:1].numel()
+
+    def gradient(self, flat: Tensor) -> Tensor:
+        if self.indices is None:
+            return flat.view(self.parameter.shape)
+        return sparse_gradient(self.parameter, self.indices, flat)
+
+
+class _Lot:
+    """Parameters of one dtype and device, cut into as many pieces of one length as there are ranks."""
+
+    def __init__(self, entries: list[_Entry], ranks: Ranks) -> None:
+        self.entries = entries
+        self.ranks = ranks
+        total = sum(entry.numel for entry in entries)
+        self.piece = -(-total // ranks.size)
+        self.starts = [0]
+        for entry in entries:
+            self.starts.append(self.starts[-1] + entry.numel)
+
+    def scatter(self, rows: Tensor, position: int, values: Tensor) -> None:
+        """Writes the ``values`` of an entry, ``(..., numel)``, into what goes out, ``(N, ..., piece)``."""
+        start, end = self.starts[position], self.starts[position + 1]
+        for owner in range(start // self.piece, -(-end // self.piece)) if end > start else ():
+            first, last = max(start, owner * self.piece), min(end, (owner + 1) * self.piece)
+            rows[owner][..., first - owner * self.piece : last - owner * self.piece].copy_(
+                values[..., first - start : last - start]
+            )
+
+    def own(self, position: int) -> slice:
+        """The columns of an entry that this rank has, within the entry."""
+        start, offset = self.starts[position], self.ranks.rank * self.piece
+        first = min(max(start, offset), self.starts[position + 1])
+        last = max(first, min(self.starts[position + 1], offset + self.piece))
+        return slice(first - start, last - start)
+
+    def within(self, position: int) -> slice:
+        """Those columns, within this rank's piece."""
+        own, shift = self.own(position), self.starts[position] - self.ranks.rank * self.piece
+        return slice(own.start + shift, own.stop + shift)
+
+    def gathered(self, pieces: Tensor) -> list[Tensor]:
+        """For each entry the whole of its columns, from this rank's piece ``(..., piece)`` and all others."""
+        whole = self.ranks.gathered(pieces).movedim(0, -2).flatten(-2)
+        return [whole[..., start:end] for start, end in zip(self.starts, self.starts[1:], strict=False)]
+
+
+class Scattered(Spread):
+    """Per-loss gradients of all items, of which each rank has an equal part of the columns."""
+
+    def __init__(self, lots: list[_Lot], rows: list[Tensor], ranks: Ranks) -> None:
+        blocks, places = [], []
+        for lot, own in zip(lots, rows, strict=True):
+            for position, entry in enumerate(lot.entries):
+                blocks.append(Block([entry.parameter], own[:, lot.within(position)]))
+                places.append(Place((entry.numel,), (lot.own(position),)))
+        super().__init__(blocks, places, [1] * len(blocks), ranks)
+        self._lots = lots
+
+    def assemble(self, parts: list[Block], directions: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        given = {part.parameters[0]: direction for part, direction in zip(parts, directions, strict=True)}
+        result = []
+        for lot in self._lots:
+            piece = lot.entries[0].parameter.new_zeros(lot.piece)
+            for position, entry in enumerate(lot.entries):
+                piece[lot.within(position)] = given[entry.parameter].to(piece)
+            result += [
+                (entry.parameter, entry.gradient(flat))
+                for entry, flat in zip(lot.entries, lot.gathered(piece), strict=True)
+            ]
+        return result
+
+
+def all_items(
+    found: PerLossGradients, agreement: Agreement, wrapped: list[Tensor], names: dict[int, str], *, whole: bool
+) -> PerLossGradients:
+    """Adds up over the ranks what each has found, weighted as agreed.
+
+    Args:
+        found: Per-loss gradients of the losses of this rank's items, each multiplied by its weight.
+        agreement: Has been reached.
+        wrapped: The parameters of the optimizer, in the same order on all ranks.
+        names: Names of parameters, by id, for errors.
+        whole: Whether each rank is to have all columns, not its part of them.
+
+    Raises:
+        RuntimeError: A parameter is none of the optimizer's.
+    """
+    ranks, presence = agreement.ranks, agreement.found
+    if presence is None:
+        raise RuntimeError("MultiObjectiveOptimizer: the ranks must agree before their gradients are added up.")
+    places = torch.tensor([presence.names.index(name) for name in found.names], dtype=torch.long)
+    shared = {part.parameters[0]: part for part in found.jacobian().parts()}
+    plain = dict(found.plain)
+    values = torch.zeros(len(presence.names), dtype=torch.float64)
+    shares = torch.tensor([presence.weights[name] for name in found.names], dtype=torch.float64)
+    values[places] = found.values.cpu() * shares
+    pairs, values = _layout(shared, plain, wrapped, names, values, ranks)
+    entries, others = (
+        [_entry(parameter, sparse, shared, plain, ranks) for parameter, sparse in own] for own in pairs
+    )
+    count = len(presence.names)
+    lots, rows, totals = [], [], []
+    for kind in _kinds([*entries, *others]):
+        lot = _Lot([entry for entry in entries if _kind(entry) == kind], ranks)
+        rest = _Lot([entry for entry in others if _kind(entry) == kind], ranks)
+        own, total = _exchanged(lot, rest, shared, plain, places, count, kind)
+        lots.append(lot)
+        rows.append(own)
+        totals += [
+            (entry.parameter, entry.gradient(flat))
+            for entry, flat in zip(rest.entries, rest.gathered(total) if rest.entries else [], strict=True)
+        ]
+    chosen = [(lot, own) for lot, own in zip(lots, rows, strict=True) if lot.entries]
+    lots, rows = [lot for lot, _ in chosen], [own for _, own in chosen]
+    jacobian = Jacobian(_blocks(lots, rows)) if whole or not lots else Scattered(lots, rows, ranks)
+    how = f"{found.engine}, rows added up over {ranks.size} ranks"
+    device = found.values.device
+    return PerLossGradients(presence.names, found.all_names, values.to(device), jacobian, totals, how)
+
+
+def _layout(
+    shared: dict[Tensor, Block],
+    plain: dict[Tensor, Tensor],
+    wrapped: list[Tensor],
+    names: dict[int, str],
+    values: Tensor,
+    ranks: Ranks,
+) -> tuple[tuple[_Sided, _Sided], Tensor]:
+    """The parameters that any rank has gradients of, shared and not, and whether they are sparse on all of these.
+
+    With them the sum of the ``values``, which takes the same way.
+    """
+    positions = {parameter: position for position, parameter in enumerate(wrapped)}
+    for parameter in [*shared, *plain]:
+        if parameter not in positions:
+            raise RuntimeError(
+                f"MultiObjectiveOptimizer: `losses` must reach only parameters of the optimizer when there are "
+                f"several ranks, got {describe(parameter, names)}. Hand it to the optimizer, or detach it."
+            )
+    own = (
+        {positions[parameter]: part.indices is not None for parameter, part in shared.items()},
+        {positions[parameter]: gradient.is_sparse for parameter, gradient in plain.items()},
+    )
+    digest = hashlib.blake2b(repr([sorted(side.items()) for side in own]).encode(), digest_size=8).digest()
+    number = torch.tensor([int.from_bytes(digest, "big", signed=True)])
+    table = ranks.gathered(torch.cat([number, values.view(torch.int64)]))
+    everybody = [own] if bool((table[:, 0] == number).all()) else ranks.gathered_objects(own)
+    result = []
+    for side in range(2):
+        merged: dict[int, bool] = {}
+        for each in everybody:
+            for position, sparse in each[side].items():
+                merged[position] = merged.get(position, True) and sparse
+        result.append([(wrapped[position], sparse) for position, sparse in sorted(merged.items())])
+    return (result[0], result[1]), table[:, 1:].contiguous().view(torch.float64).sum(0)
+
+
+def _entry(
+    parameter: Tensor, sparse: bool, shared: dict[Tensor, Block], plain: dict[Tensor, Tensor], ranks: Ranks
+) -> _Entry:
+    if not sparse:
+        return _Entry(parameter, None)
+    touched = torch.empty(0, dtype=torch.long, device=parameter.device)
+    known = shared[parameter].indices if parameter in shared else None
+    if known is not None:
+        touched = known
+    elif parameter in plain:
+        plain[parameter] = plain[parameter].coalesce()
+        touched = plain[parameter].indices()[0]
+    lengths = ranks.gathered(torch.tensor(len(touched))).tolist()
+    padded = touched.new_zeros(max(lengths))
+    padded[: len(touched)] = touched
+    rows = [own[:length] for own, length in zip(ranks.gathered(padded), lengths, strict=True)]
+    return _Entry(parameter, torch.cat(rows).unique())
+
+
+def _exchanged(
+    lot: _Lot,
+    rest: _Lot,
+    shared: dict[Tensor, Block],
+    plain: dict[Tensor, Tensor],
+    places: Tensor,
+    count: int,
+    kind: tuple[torch.dtype, torch.device],
+) -> tuple[Tensor, Tensor]:
+    """This rank's part of the rows ``(K, piece)`` and of the plain sums ``(piece,)``, added up over the ranks."""
+    dtype, device = kind
+    width = count * lot.piece
+    outgoing = torch.zeros(lot.ranks.size, width + rest.piece, dtype=dtype, device=device)
+    rows = outgoing[:, :width].view(lot.ranks.size, count, lot.piece)
+    complete = len(places) == count
+    for position, entry in enumerate(lot.entries):
+        if entry.parameter in shared:
+            values = _columns(shared[entry.parameter], entry)
+            if not complete:
+                values = values.new_zeros(count, values.shape[1]).index_copy_(0, places.to(device), values)
+            lot.scatter(rows, position, values)
+    for position, entry in enumerate(rest.entries):
+        if entry.parameter in plain:
+            rest.scatter(outgoing[:, width:], position, _flat(plain[entry.parameter], entry))
+    wide = torch.promote_types(dtype, torch.float32)
+    summed = lot.ranks.exchanged(outgoing).sum(0, dtype=torch.float64).to(wide)
+    return summed[:width].view(count, lot.piece), summed[width:].to(dtype)
+
+
+def _columns(part: Block, entry: _Entry) -> Tensor:
+    """Rows ``(K, numel)`` of an entry."""
+    if part.indices is None or entry.indices is None:
+        return part.dense().reshape(len(part.rows), -1)
+    rows = part.rows.view(len(part.rows), len(part.indices), -1)
+    full = rows.new_zeros(len(rows), len(entry.indices), rows.shape[2])
+    return full.index_copy_(1, torch.searchsorted(entry.indices, part.indices), rows).flatten(1)
+
+
+def _flat(gradient: Tensor, entry: _Entry) -> Tensor:
+    """A gradient as the ``(numel,)`` of an entry."""
+    if entry.indices is None:
+        return (gradient.to_dense() if gradient.is_sparse else gradient).reshape(-1)
+    values = gradient.values().reshape(gradient._nnz(), -1)
+    full = values.new_zeros(len(entry.indices), values.shape[1])
+    return full.index_copy_(0, torch.searchsorted(entry.indices, gradient.indices()[0]), values).flatten()
+
+
+def _blocks(lots: list[_Lot], rows: list[Tensor]) -> list[Block]:
+    """All columns on each rank."""
+    result = []
+    for lot, own in zip(lots, rows, strict=True):
+        for entry, whole in zip(lot.entries, lot.gathered(own), strict=True):
+            result.append(Block([entry.parameter], whole, entry.indices))
+    return result
+
+
+def _kind(entry: _Entry) -> tuple[torch.dtype, torch.device]:
+    return entry.parameter.dtype, entry.parameter.device
+
+
+def _kinds(entries: Iterable[_Entry]) -> list[tuple[torch.dtype, torch.device]]:
+    return list(dict.fromkeys(_kind(entry) for entry in entries))
+
+
+__all__ = ["Scattered", "all_items"]

@@ -1,0 +1,252 @@
+"""Accelerate against plain loops: the same numbers, bit for bit."""
+
+import runpy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+
+import gradsurgery as gs
+from gradsurgery.integrations.accelerate import backward, surgery_metrics
+
+STEPS = 8
+ACCUMULATION = 2
+METHODS: dict[str, Callable[[int], Any]] = {
+    "jacobian, random": lambda seed: gs.GradDrop(torch.Generator().manual_seed(seed)),
+    "state, random": lambda seed: gs.Chain(gs.GradNorm(), gs.PCGrad(torch.Generator().manual_seed(seed))),
+    "scalarizer, random": lambda seed: gs.scalarizers.Random(torch.Generator().manual_seed(seed)),
+}
+
+
+@pytest.fixture(autouse=True)
+def _own_accelerator() -> Iterator[None]:
+    """Accelerate keeps its settings for the process; each test starts without any, and leaves none."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def model_of(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+def batches() -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(5)
+    return [
+        (torch.randn(6, 4, generator=generator), torch.randn(6, 3, generator=generator))
+        for _ in range(STEPS * ACCUMULATION)
+    ]
+
+
+def losses_of(outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    return {f"column {k}": (outputs[:, k] - targets[:, k]).square().mean() * 10**k for k in range(3)}
+
+
+def prepared(method: Any, seed: int = 0, **options: Any) -> tuple[Accelerator, nn.Module, Any, Any]:
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=ACCUMULATION, **options)
+    model = model_of(seed)
+    optimizer = gs.MultiObjectiveOptimizer(torch.optim.Adam(model.parameters(), lr=0.05), method)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=3, gamma=0.5)
+    return accelerator, *accelerator.prepare(model, optimizer, scheduler)
+
+
+def train(accelerator: Accelerator, model: nn.Module, optimizer: Any, scheduler: Any, part: slice) -> None:
+    for inputs, targets in batches()[part]:
+        with accelerator.accumulate(model):
+            backward(accelerator, optimizer, losses_of(model(inputs), targets))
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(model.parameters(), 0.5)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+
+
+def plain_loop(method: Any, precision: str) -> nn.Module:
+    model = model_of(0)
+    optimizer = gs.MultiObjectiveOptimizer(torch.optim.Adam(model.parameters(), lr=0.05), method)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=3, gamma=0.5)
+    for number, (inputs, targets) in enumerate(batches(), start=1):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            outputs = model(inputs)
+        optimizer.backward(losses_of(outputs.float(), targets))
+        if number % ACCUMULATION == 0:
+            for parameter in model.parameters():
+                parameter.grad /= ACCUMULATION
+            nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+    return model
+
+
+def difference(model: nn.Module, other: nn.Module) -> float:
+    pairs = zip(model.parameters(), other.parameters(), strict=True)
+    return max(float((one - two).detach().abs().max()) for one, two in pairs)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("method", METHODS)
+def test_equals_a_plain_loop(method: str, precision: str) -> None:
+    run = prepared(METHODS[method](1), mixed_precision=precision)
+    train(*run, slice(None))
+    assert difference(run[1], plain_loop(METHODS[method](1), precision)) == 0.0
+    assert difference(run[1], model_of(0)) > 0.1
+
+
+def test_the_comparison_can_fail() -> None:
+    assert difference(plain_loop(gs.Mean(), "no"), plain_loop(gs.UPGrad(), "no")) > 1e-3
+    assert difference(plain_loop(gs.Mean(), "bf16"), plain_loop(gs.Mean(), "no")) > 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_resumes_where_it_was(method: str, tmp_path: Path) -> None:
+    half = STEPS * ACCUMULATION // 2
+    whole = prepared(METHODS[method](1))
+    train(*whole, slice(half))
+    whole[0].save_state(str(tmp_path))
+    train(*whole, slice(half, None))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    resumed = prepared(METHODS[method](2), seed=3)
+    resumed[0].load_state(str(tmp_path))
+    train(*resumed, slice(half, None))
+    assert difference(whole[1], resumed[1]) == 0.0
+
+
+def test_compiled_models() -> None:
+    found = []
+    for compiling in ({}, {"dynamo_backend": "aot_eager"}):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        run = prepared(gs.UPGrad(), **compiling)
+        gs.tag_shared(run[0].unwrap_model(run[1], keep_torch_compile=False)[0])
+        train(*run, slice(4))
+        assert hasattr(run[1], "_orig_mod") == bool(compiling)
+        found.append(run[1])
+    assert difference(*found) < 1e-6
+
+
+def test_scaled_gradients_and_an_overflow() -> None:
+    """Accelerate has no float16 on the CPU; what it does with a scaler is the same."""
+    accelerator = Accelerator(cpu=True)
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-90)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-90)
+    models = [model_of(0), model_of(0)]
+    optimizers = [
+        gs.MultiObjectiveOptimizer(torch.optim.SGD(model.parameters(), lr=1e-3), gs.GradNorm()) for model in models
+    ]
+    model, optimizer = accelerator.prepare(models[0], optimizers[0])
+    skipped = []
+    for inputs, targets in batches():
+        backward(accelerator, optimizer, losses_of(model(inputs), targets))
+        optimizer.step()
+        optimizer.zero_grad()
+        optimizers[1].backward(losses_of(models[1](inputs), targets), grad_scaler=scaler)
+        scaler.step(optimizers[1])
+        scaler.update()
+        optimizers[1].zero_grad()
+        skipped.append(accelerator.optimizer_step_was_skipped)
+    assert skipped == [True] + [False] * (len(skipped) - 1)
+    assert difference(*models) == 0.0
+
+
+def test_extra_loss_and_absent_losses() -> None:
+    accelerator, model, optimizer, _ = prepared(gs.UPGrad())
+    inputs, targets = batches()[0]
+    losses = {**losses_of(model(inputs), targets), "column 1": None}
+    penalty = sum(parameter.square().sum() for parameter in model.parameters())
+    surgery = backward(accelerator, optimizer, losses, extra_loss=penalty)
+    assert surgery.names == ("column 0", "column 2")
+    other = model_of(0)
+    wrapper = gs.MultiObjectiveOptimizer(torch.optim.SGD(other.parameters()), gs.UPGrad())
+    losses = {**losses_of(other(inputs), targets), "column 1": None}
+    wrapper.backward(losses, extra_loss=sum(parameter.square().sum() for parameter in other.parameters()))
+    for one, two in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one.grad * ACCUMULATION, two.grad)
+
+
+# --- what is refused ---------------------------------------------------------------------------------------------
+
+
+def test_optimizers_that_steps_would_pass_by() -> None:
+    accelerator = Accelerator(cpu=True)
+    model = model_of(0)
+    losses = losses_of(model(torch.ones(1, 4)), torch.ones(1, 3))
+    adam = torch.optim.Adam(model.parameters())
+    wrapper = gs.MultiObjectiveOptimizer(adam, gs.UPGrad())
+    prepared_first = gs.MultiObjectiveOptimizer(accelerator.prepare(adam), gs.UPGrad())
+    for optimizer, got in (
+        (adam, "got Adam"),
+        (accelerator.prepare(adam), "got AcceleratedOptimizer over Adam"),
+        (wrapper, "got MultiObjectiveOptimizer over Adam"),
+        (prepared_first, "got MultiObjectiveOptimizer over AcceleratedOptimizer"),
+    ):
+        with pytest.raises(TypeError, match=f"went through accelerator.prepare.*{got}"):
+            backward(accelerator, optimizer, losses)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
+def test_sharded_models(kind: DistributedType) -> None:
+    accelerator, model, optimizer, _ = prepared(gs.UPGrad())
+    accelerator.state.distributed_type = kind
+    with pytest.raises(RuntimeError, match=f"whole model in each process.*{kind.value}"):
+        backward(accelerator, optimizer, losses_of(model(torch.ones(1, 4)), torch.ones(1, 3)))
+
+
+def test_one_loss_alone() -> None:
+    accelerator, model, optimizer, _ = prepared(gs.UPGrad())
+    with pytest.raises(TypeError, match="not their sum"):
+        backward(accelerator, optimizer, model(torch.ones(1, 4)).sum())
+
+
+# --- what is logged ----------------------------------------------------------------------------------------------
+
+
+def surgery_of(rows: list[list[float]], method: Any, **options: Any) -> gs.Surgery:
+    """A surgery whose gradients are the rows, on a module for each column."""
+    model = nn.ModuleList(nn.Linear(1, 1, bias=False) for _ in rows[0])
+    optimizer = gs.MultiObjectiveOptimizer(torch.optim.SGD(model.parameters()), method, shared=model, **options)
+    weights = torch.cat([parameter.view(1) for parameter in model.parameters()])
+    return optimizer.backward({name: torch.tensor(row) @ weights for name, row in zip("abc", rows, strict=False)})
+
+
+def test_metrics() -> None:
+    metrics = surgery_metrics(surgery_of([[3.0, 4.0], [-3.0, 4.0], [0.0, 0.0]], gs.Sum()), "")
+    assert metrics.pop("cosine/a-b") == pytest.approx(7 / 25)
+    assert metrics.pop("cosine/a-c") == metrics.pop("cosine/b-c") == 0.0
+    assert metrics.pop("conflicting") == metrics.pop("lowest_cosine") == 0.0
+    assert [metrics.pop(f"weight/{name}") for name in "abc"] == [1.0, 1.0, 1.0]
+    assert list(metrics) == ["loss/a", "loss/b", "loss/c"]
+    metrics = surgery_metrics(surgery_of([[3.0, 4.0], [-4.0, 3.0], [-3.0, -4.0]], gs.Sum()))
+    assert metrics["surgery/conflicting"] == pytest.approx(1 / 3)
+    assert metrics["surgery/lowest_cosine"] == pytest.approx(-1)
+
+
+def test_metrics_of_groups_many_losses_and_methods_without_inner_products() -> None:
+    metrics = surgery_metrics(surgery_of([[1.0, 1.0], [1.0, -2.0]], gs.Sum(), scope="module"), "")
+    assert metrics["cosine/a-b"] == pytest.approx(0.0)
+    assert metrics["conflicting"] == 0.5
+    assert metrics["lowest_cosine"] == pytest.approx(-1)
+    short = surgery_metrics(surgery_of([[1.0, 1.0], [1.0, -2.0]], gs.Sum()), "", max_losses=1)
+    assert short == {"lowest_cosine": pytest.approx(-(10**-0.5)), "conflicting": 1.0}
+    drop = surgery_metrics(surgery_of([[1.0, 1.0], [1.0, -2.0]], gs.GradDrop()), "")
+    assert list(drop) == ["loss/a", "loss/b"]
+    with pytest.raises(ValueError, match="at least 0, got -1"):
+        surgery_metrics(surgery_of([[1.0]], gs.Sum()), max_losses=-1)
+
+
+# --- the example -------------------------------------------------------------------------------------------------
+
+
+def test_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(Path(__file__).parent.parent / "examples" / "accelerate_multitask.py"), run_name="__main__")
+    assert "conflicting" in capsys.readouterr().out

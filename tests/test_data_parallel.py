@@ -1,0 +1,537 @@
+"""Several ranks with parts of a batch do what one process does with all of it."""
+
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from crew import Crew, Failure
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import gradsurgery as gs
+from gradsurgery import scalarizers
+from gradsurgery.aggregators import CONTRACTS
+
+Crews = Callable[[int], Crew]
+
+ITEMS = 12
+METHODS: dict[str, Any] = {
+    **{cls.__name__: contract.build for cls, contract in CONTRACTS.items()},
+    **{f"{cls.__name__}, a scalarizer": contract.build for cls, contract in scalarizers.CONTRACTS.items()},
+    "Chain with GradDrop": lambda: gs.Chain(gs.GradNorm(alpha=0.0), gs.GradDrop()),
+}
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return (torch.randn(ITEMS, width, generator=generator, dtype=torch.float64) for width in (5, 3))  # type: ignore[return-value]
+
+
+class Network(nn.Module):
+    """Three heads on a trunk; the losses differ in scale a hundredfold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.trunk = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 6), nn.Tanh())
+        self.heads = nn.ModuleList(nn.Linear(6, 1) for _ in range(3))
+        self.double()
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        z = self.trunk(x)
+        return [head(z) for head in self.heads]
+
+
+def losses_of(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor | None]:
+    outputs = model(x)
+    return {
+        f"loss {k}": 10.0**k * (output - y[:, k : k + 1]).square().mean() + 0.1 for k, output in enumerate(outputs)
+    }
+
+
+def part(rank: int | None, cuts: tuple[int, ...]) -> slice:
+    """This rank's items, or all."""
+    return slice(None) if rank is None else slice(cuts[rank], cuts[rank + 1])
+
+
+def train(
+    rank: int | None,
+    name: str,
+    cuts: tuple[int, ...] = (0, 6, 12),
+    wrap: bool = False,
+    options: Mapping[str, Any] | None = None,
+    through_scalarize: bool = False,
+    steps: int = 3,
+) -> list[Tensor]:
+    """Parameters after some steps."""
+    x, y = batch()
+    items = part(rank, cuts)
+    model: nn.Module = Network()
+    torch.manual_seed(7 + (rank or 0))  # a method of its own on each rank
+    optimizer = gs.MultiObjectiveOptimizer(
+        torch.optim.SGD(model.parameters(), lr=1e-3), METHODS[name](), **(options or {})
+    )
+    if wrap:
+        model = DistributedDataParallel(model)
+    count = len(x[items])
+    for _ in range(steps):
+        optimizer.zero_grad()
+        losses = losses_of(model, x[items], y[items])
+        extra = 0.01 * model(x[items])[0].square().mean()
+        counts = None if cuts == (0, 6, 12) else count
+        if through_scalarize:
+            optimizer.scalarize(losses, extra_loss=extra, counts=counts).backward()
+        else:
+            optimizer.backward(losses, extra_loss=extra, counts=counts)
+        optimizer.step()
+        optimizer.update({name: loss.detach() for name, loss in losses_of(model, x[items], y[items]).items()})
+    return [parameter.detach() for parameter in model.parameters()]
+
+
+def assert_close(found: list[Tensor], expected: list[Tensor], tolerance: float = 1e-9) -> None:
+    for own, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(own, other, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_ranks_equal_one_process(name: str, crew: Crews) -> None:
+    expected = train(None, name)
+    start = list(Network().parameters())
+    assert any(not torch.equal(own, before) for own, before in zip(expected, start, strict=True))
+    for found in crew(2)(train, name):
+        assert_close(found, expected)
+
+
+@pytest.mark.parametrize("through_scalarize", [False, True], ids=["backward", "scalarize"])
+@pytest.mark.parametrize("name", ["UPGrad", "GradDrop", "MoCo", "UncertaintyWeighting, a scalarizer"])
+def test_unequal_parts_on_four_ranks(name: str, through_scalarize: bool, crew: Crews) -> None:
+    expected = train(None, name)
+    for found in crew(4)(train, name, (0, 1, 4, 10, 12), False, None, through_scalarize):
+        assert_close(found, expected)
+
+
+@pytest.mark.parametrize("options", [{"scope": "tensor"}, {"engine": "batched"}], ids=str)
+@pytest.mark.parametrize("name", ["UPGrad", "GradDrop"])
+def test_inside_distributed_data_parallel(name: str, options: dict[str, Any], crew: Crews) -> None:
+    expected = train(None, name, options=options)
+    for found in crew(2)(train, name, (0, 6, 12), True, options):
+        assert_close(found, expected)
+
+
+def wrapped_with_unused(rank: int, find_unused: bool, static: bool) -> list[Tensor]:
+    """A model with a part that nothing uses, in both kinds of step by turns."""
+    model = Network()
+    model.register_parameter("unused", nn.Parameter(torch.ones(2, dtype=torch.float64)))
+    parallel = DistributedDataParallel(model, find_unused_parameters=find_unused, static_graph=static)
+    optimizer = gs.MultiObjectiveOptimizer(torch.optim.SGD(model.parameters(), lr=1e-3), gs.UPGrad())
+    x, y = batch()
+    items = part(rank, (0, 6, 12))
+    for _ in range(3):
+        optimizer.zero_grad()
+        optimizer.backward(losses_of(parallel, x[items], y[items]))
+        optimizer.step()
+    assert model.unused.grad is None
+    return [parameter.detach() for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize(("find_unused", "static"), [(True, False), (False, False), (False, True)])
+def test_what_nothing_uses_inside_distributed_data_parallel(find_unused: bool, static: bool, crew: Crews) -> None:
+    first, second = crew(2)(wrapped_with_unused, find_unused, static)
+    assert_close(first, second, 0.0)
+    assert_close(first[1:], train_plainly(), 1e-12)
+
+
+def train_plainly() -> list[Tensor]:
+    model = Network()
+    optimizer = gs.MultiObjectiveOptimizer(torch.optim.SGD(model.parameters(), lr=1e-3), gs.UPGrad())
+    x, y = batch()
+    for _ in range(3):
+        optimizer.zero_grad()
+        optimizer.backward(losses_of(model, x, y))
+        optimizer.step()
+    return [parameter.detach() for parameter in model.parameters()]
+
+
+def with_a_loss_missing(rank: int | None, name: str, given: bool) -> tuple[list[Tensor], Any]:
+    """The first loss is only known of the first items, the last of none; found and stated by ``counts``."""
+    x, y = batch()
+    model = Network()
+    torch.manual_seed(7)
+    optimizer = gs.MultiObjectiveOptimizer(torch.optim.SGD(model.parameters(), lr=1e-3), METHODS[name]())
+    for _ in range(2):
+        optimizer.zero_grad()
+        items = part(rank, (0, 4, 12))
+        losses = losses_of(model, x[items], y[items])
+        losses["loss 2"] = None
+        if rank == 1:
+            losses["loss 0"] = None
+        elif rank is None:
+            losses["loss 0"] = losses_of(model, x[:4], y[:4])["loss 0"]
+        size = len(x[items])
+        counts = {"loss 0": 0 if rank == 1 else 4, "loss 1": size, "loss 2": 0}
+        surgery = optimizer.backward(losses, counts=counts if given or rank is None else [0 if rank else 4, size, 0])
+        optimizer.step()
+    grads = [parameter.grad is None for parameter in model.parameters()]
+    return [parameter.detach() for parameter in model.parameters()], (surgery.names, surgery.losses, grads)
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["dict", "list"])
+@pytest.mark.parametrize("name", ["UPGrad", "TrimmedMean", "GradNorm", "MoCo", "STCH, a scalarizer"])
+def test_a_loss_missing_on_one_rank(name: str, given: bool, crew: Crews) -> None:
+    expected, (names, values, grads) = with_a_loss_missing(None, name, True)
+    assert names == ("loss 0", "loss 1")
+    assert any(grads)  # the head of the loss that nobody has
+    for found, (own_names, own_values, own_grads) in crew(2)(with_a_loss_missing, name, given):
+        assert_close(found, expected)
+        assert own_names == names
+        assert own_grads == grads
+        torch.testing.assert_close(own_values, values)
+
+
+def all_missing_here(rank: int) -> list[Tensor]:
+    """Rank 1 has nothing at all to offer, and a loss whose count is zero counts for nothing, NaN as it is."""
+    x, y = batch()
+    model = Network()
+    optimizer = gs.MultiObjectiveOptimizer(torch.optim.SGD(model.parameters(), lr=1e-3), gs.UPGrad())
+    losses = losses_of(model, x, y)
+    if rank == 1:
+        losses = {"loss 0": losses_of(model, x[:0], y[:0])["loss 0"], "loss 1": None, "loss 2": None}
+    optimizer.backward(losses, counts=12.0 if rank == 0 else 0.0)
+    return [parameter.grad for parameter in model.parameters()]
+
+
+def test_a_rank_without_items(crew: Crews) -> None:
+    model = Network()
+    optimizer = gs.MultiObjectiveOptimizer(torch.optim.SGD(model.parameters(), lr=1e-3), gs.UPGrad())
+    optimizer.backward(losses_of(model, *batch()))
+    expected = [parameter.grad for parameter in model.parameters()]
+    for found in crew(2)(all_missing_here):
+        assert_close(found, expected)
+
+
+def tables(rank: int | None, sparse: bool) -> tuple[list[Tensor], bool]:
+    """Embeddings of which ranks touch different rows; one is shared, one belongs to a loss."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({key: nn.Embedding(9, 2, sparse=sparse) for key in ("shared", "own")}).double()
+    optimizer = gs.MultiObjectiveOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), gs.UPGrad())
+    tokens = torch.tensor([[1, 5, 5], [2, 1, 7]])[part(rank, (0, 1, 2))]
+    z = model["shared"](tokens).square()
+    own = model["own"](tokens).sum()
+    optimizer.backward([z[..., 0].mean(), (z.sum(-1) - 1).square().mean() + own / tokens.numel()])
+    optimizer.step()
+    return [p.detach() for p in model.parameters()], all(bool(p.grad.is_sparse) for p in model.parameters())
+
+
+def test_sparse_gradients(crew: Crews) -> None:
+    expected, _ = tables(None, False)
+    for found, is_sparse in crew(2)(tables, True):
+        assert is_sparse
+        assert_close(found, expected)
+
+
+class Untagged(nn.Module):
+    """A module that is declared as shared and used by a closure."""
+
+
+def by_closure(rank: int | None) -> list[Tensor]:
+    x, y = batch()
+    model = Network()
+    options = {"engine": "func", "shared": model.trunk}
+    optimizer = gs.MultiObjectiveOptimizer(torch.optim.SGD(model.parameters(), lr=1e-3), gs.UPGrad(), **options)
+    items = part(rank, (0, 3, 12))
+    optimizer.backward(lambda: losses_of(model, x[items], y[items]), counts=len(x[items]))
+    return [parameter.grad for parameter in model.parameters()]
+
+
+def test_the_func_engine(crew: Crews) -> None:
+    expected = by_closure(None)
+    for found in crew(2)(by_closure):
+        assert_close(found, expected)
+
+
+def rows_and_weights(rank: int | None) -> list[Tensor]:
+    x, y = batch()
+    model = Network()
+    optimizer = gs.MultiObjectiveOptimizer(torch.optim.SGD(model.parameters(), lr=1e-3), gs.aggregators.SDMGrad())
+    items = part(rank, (0, 6, 12))
+    first, second = (losses_of(model, scale * x[items], y[items]) for scale in (1.0, 2.0))
+    rows = optimizer.jacobian(losses_of(model, x[items], y[items]))
+    optimizer.observe(first, second)
+    return [*rows, *optimizer.aggregator.state_dict().values()]
+
+
+def test_jacobian_and_observe(crew: Crews) -> None:
+    expected = rows_and_weights(None)
+    for found in crew(2)(rows_and_weights):
+        assert_close(found, expected)
+
+
+# --- What goes over the wire -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def counted(sent: list[int], size: int) -> Any:
+    """Adds up how many elements this rank sends."""
+    shares = {
+        "all_to_all_single": lambda output, own, **_: own.numel() * (size - 1) // size,
+        "all_gather_single": lambda output, own, **_: own.numel() * (size - 1),
+        "all_gather_into_tensor": lambda output, own, **_: own.numel() * (size - 1),
+        "all_reduce": lambda own, **_: 2 * own.numel() * (size - 1) // size + 1,
+        "broadcast": lambda own, *_, **__: own.numel(),
+    }
+    others = [
+        "reduce",
+        "gather",
+        "scatter",
+        "all_gather",
+        "all_gather_object",
+        "broadcast_object_list",
+        "send",
+        "isend",
+    ]
+    from gradsurgery.distributed import ranks as module
+
+    originals = {name: getattr(dist, name) for name in [*shares, *others] if hasattr(dist, name)}
+    inner = module._all_gather
+
+    def counting(name: str) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if name in others:
+                raise AssertionError(f"{name} is not counted")
+            sent.append(shares[name](*arguments, **options))
+            return originals[name](*arguments, **options)
+
+        return call
+
+    for name in originals:
+        setattr(dist, name, counting(name))
+    module._all_gather = counting(
+        "all_gather_single" if "all_gather_single" in originals else "all_gather_into_tensor"
+    )
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(dist, name, original)
+        module._all_gather = inner
+
+
+def elements_sent(rank: int, name: str, size: int) -> tuple[int, int, int]:
+    """Elements sent in the second step, and the numbers of shared and of other parameters."""
+    torch.manual_seed(0)
+    trunk, heads = nn.Linear(30, 40), nn.ModuleList(nn.Linear(40, 10) for _ in range(4))
+    optimizer = gs.MultiObjectiveOptimizer(
+        torch.optim.SGD([*trunk.parameters(), *heads.parameters()], lr=0.1), METHODS[name]()
+    )
+    sent: list[int] = []
+    for step in range(2):
+        z = trunk(torch.randn(8, 30)).tanh()
+        losses = [head(z).square().mean() for head in heads]
+        if step == 0:
+            optimizer.backward(losses)
+            continue
+        with counted(sent, size):
+            optimizer.backward(losses)
+    shared = sum(parameter.numel() for parameter in trunk.parameters())
+    return sum(sent), shared, sum(parameter.numel() for parameter in heads.parameters())
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("name", ["UPGrad", "PCGrad", "GradDrop", "TrimmedMean"])
+def test_each_rank_sends_no_more_than_it_must(name: str, size: int, crew: Crews) -> None:
+    losses = 4
+    for sent, shared, specific in crew(size)(elements_sent, name, size):
+        must = (size - 1) / size * ((losses + 1) * shared + 2 * specific)
+        assert must <= sent <= must + (losses**2 + 40) * size, (must, sent)
+
+
+# --- Disagreement ------------------------------------------------------------------------------------------------
+
+
+def disagreeing(rank: int, what: str) -> None:
+    """Rank 1 differs in one thing; afterwards both agree and train on."""
+    x, y = batch()
+    model = Network()
+    method = gs.MGDA() if what == "method" and rank else gs.CAGrad(0.5 if what == "option" and rank else 0.4)
+    if what == "method" and not rank:
+        method = gs.UPGrad()
+    shared = [model.trunk[0]] if what == "tags" and rank else [model.trunk]
+    scope = "tensor" if what == "scope" and rank else "all"
+    optimizer = gs.MultiObjectiveOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.1), method, shared=shared, scope=scope
+    )
+    losses: dict[Any, Any] = dict(losses_of(model, x, y))
+    if rank:
+        if what == "number":
+            del losses["loss 1"]
+        elif what == "names":
+            losses["other"] = losses.pop("loss 1")
+        elif what == "kind":
+            losses["loss 1"] = "three"
+        elif what == "counts":
+            optimizer.backward(losses, counts=6)
+    extra = losses["loss 0"] if what == "extra" and rank else None
+    optimizer.backward(losses, extra_loss=extra)
+
+
+DISAGREEMENTS = {
+    "number": "`losses`: ['loss 0', 'loss 1', 'loss 2'] on rank 0, ['loss 0', 'loss 2'] on rank 1",
+    "names": "['loss 0', 'loss 2', 'other'] on rank 1",
+    "method": "`aggregator`: UPGrad(",
+    "option": "`aggregator`: CAGrad(training=True, c=0.4, rescale='none') on rank 0, CAGrad(training=True, c=0.5",
+    "tags": "`shared`: [0, 1, 2, 3] on rank 0, [0, 1] on rank 1",
+    "scope": "`engine and scope`: Auto, all on rank 0, Auto, tensor on rank 1",
+    "extra": "`extra_loss`: none on rank 0, one on rank 1",
+    "counts": "`counts`: not given on rank 0, given on rank 1",
+}
+
+
+@pytest.mark.parametrize("what", DISAGREEMENTS)
+def test_ranks_that_disagree_fail_together(what: str, crew: Crews) -> None:
+    for outcome in crew(2).outcomes(disagreeing, what):
+        assert isinstance(outcome, Failure)
+        assert "RuntimeError: MultiObjectiveOptimizer: the ranks must agree" in outcome
+        assert DISAGREEMENTS[what] in outcome
+    assert all(result is not None for result in crew(2)(train, "UPGrad"))  # the group goes on
+
+
+def test_a_rank_that_fails_takes_the_others_along(crew: Crews) -> None:
+    first, second = crew(2).outcomes(disagreeing, "kind")
+    assert "TypeError: MultiObjectiveOptimizer: loss 'loss 1' must be a scalar tensor, got str" in second
+    assert "RuntimeError: MultiObjectiveOptimizer: `losses` must be computed on all ranks" in first
+    assert "rank 1: TypeError: MultiObjectiveOptimizer: loss 'loss 1'" in first
+
+
+def refused(rank: int, what: str) -> str:
+    x, y = batch()
+    model = Network()
+    options = {"engine": "ghost"} if what == "ghost" else {}
+    parameters = list(model.trunk.parameters()) if what == "foreign" else list(model.parameters())
+    optimizer = gs.MultiObjectiveOptimizer(torch.optim.SGD(parameters, lr=0.1), gs.UPGrad(), **options)
+    losses: Any = losses_of(model, x, y)
+    if what == "samples":
+        losses = model(x)[0].square().squeeze(1)
+    counts = {"counts": {"loss 0": 1}, "negative": -1.0}.get(what)
+    with pytest.raises((TypeError, ValueError, RuntimeError)) as caught:
+        optimizer.backward(losses, counts=counts)  # type: ignore[arg-type]
+    assert all(parameter.grad is None for parameter in model.parameters())
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("ghost", "`engine` must deliver the gradients themselves"),
+        ("foreign", "`losses` must reach only parameters of the optimizer"),
+        ("samples", "`losses` must be a dict or sequence of scalars when there are several ranks"),
+        ("counts", "`counts` must have one number a loss"),
+        ("negative", "`counts` must be finite and >= 0"),
+    ],
+)
+def test_what_cannot_be_added_up_is_refused(what: str, message: str, crew: Crews) -> None:
+    for text in crew(2)(refused, what):
+        assert message in text
+
+
+# --- State ---------------------------------------------------------------------------------------------------------
+
+
+def overflowing(rank: int, where: str) -> tuple[Any, Any, list[bool]]:
+    """A gradient overflows on rank 1 alone."""
+    x, y = batch()
+    model = Network()
+    optimizer = gs.MultiObjectiveOptimizer(
+        torch.optim.SGD(model.parameters(), lr=1e-3), gs.Chain(gs.GradNorm(), gs.PCGrad())
+    )
+    optimizer.backward(losses_of(model, x, y))
+    before = {key: value.clone() for key, value in optimizer.aggregator.state_dict().items()}
+    optimizer.zero_grad()
+    losses = losses_of(model, x, y)
+    if rank == 1:
+        if where == "shared":
+            losses["loss 1"] = losses["loss 1"] + model.trunk[0].weight.sum() * torch.inf
+        else:
+            losses["loss 1"] = losses["loss 1"] + model.heads[1].bias.sum() * torch.inf
+    optimizer.backward(losses)
+    finite = [bool(parameter.grad.isfinite().all()) for parameter in model.parameters()]
+    return before, dict(optimizer.aggregator.state_dict()), finite
+
+
+@pytest.mark.parametrize("where", ["shared", "specific"])
+def test_an_overflow_on_one_rank_leaves_all_states_as_they_were(where: str, crew: Crews) -> None:
+    for before, after, finite in crew(2)(overflowing, where):
+        assert not all(finite)
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def from_checkpoint_of_one(rank: int) -> list[Tensor]:
+    """Only rank 0 has loaded the method's state."""
+    x, y = batch()
+    model = Network()
+    torch.manual_seed(3)
+    optimizer = gs.MultiObjectiveOptimizer(
+        torch.optim.SGD(model.parameters(), lr=1e-3), gs.Chain(gs.GradNorm(lr=0.1), gs.PCGrad())
+    )
+    items = part(rank, (0, 6, 12))
+    optimizer.backward(losses_of(model, x[items], y[items]))
+    saved = optimizer.state_dict()
+    optimizer.aggregator.reset()
+    if rank == 0:
+        optimizer.load_state_dict(saved)
+    else:
+        optimizer.load_state_dict({key: value for key, value in saved.items() if key != "gradsurgery"})
+    optimizer.zero_grad()
+    optimizer.backward(losses_of(model, x[items], y[items]))
+    return [parameter.grad for parameter in model.parameters()]
+
+
+def test_the_first_rank_s_state_counts(crew: Crews) -> None:
+    x, y = batch()
+    model = Network()
+    torch.manual_seed(3)
+    optimizer = gs.MultiObjectiveOptimizer(
+        torch.optim.SGD(model.parameters(), lr=1e-3), gs.Chain(gs.GradNorm(lr=0.1), gs.PCGrad())
+    )
+    for _ in range(2):
+        optimizer.zero_grad()
+        optimizer.backward(losses_of(model, x, y))
+    for found in crew(2)(from_checkpoint_of_one):
+        assert_close(found, [parameter.grad for parameter in model.parameters()])
+
+
+def in_pairs(rank: int) -> list[Tensor]:
+    """Two groups of two ranks train a model each, on batches of their own."""
+    groups = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    x, y = batch()
+    model = Network()
+    optimizer = gs.MultiObjectiveOptimizer(
+        torch.optim.SGD(model.parameters(), lr=1e-3), gs.UPGrad(), process_group=groups[rank // 2]
+    )
+    x = x * (1 + rank // 2)
+    items = part(rank % 2, (0, 6, 12))
+    optimizer.backward(losses_of(model, x[items], y[items]))
+    return [parameter.grad for parameter in model.parameters()]
+
+
+def test_process_group(crew: Crews) -> None:
+    found = crew(4)(in_pairs)
+    for pair in range(2):
+        x, y = batch()
+        model = Network()
+        optimizer = gs.MultiObjectiveOptimizer(torch.optim.SGD(model.parameters(), lr=1e-3), gs.UPGrad())
+        optimizer.backward(losses_of(model, (1 + pair) * x, y))
+        for own in found[2 * pair : 2 * pair + 2]:
+            assert_close(own, [parameter.grad for parameter in model.parameters()])
+
+
+def test_process_group_must_be_one() -> None:
+    with pytest.raises(TypeError, match="`process_group` must be a torch.distributed.ProcessGroup"):
+        gs.MultiObjectiveOptimizer(
+            torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1),
+            gs.UPGrad(),
+            process_group="all",  # type: ignore[arg-type]
+        )
