@@ -102,8 +102,9 @@ class RotoGrad(nn.Module):
         if not 0 < decay <= 1:
             raise ValueError(f"RotoGrad: `decay` must be in (0, 1], got {decay!r}.")
         method = NormalizedSGD() if aggregator is None else aggregator
-        options = {"rescale": rescale, "grad_scaler": grad_scaler, "process_group": process_group}
-        self.block = ImpartialityBlock(num_branches, method, **options)
+        self.block = ImpartialityBlock(
+            num_branches, method, rescale=rescale, grad_scaler=grad_scaler, process_group=process_group
+        )
         self.block.aggregator = _Turning(num_branches, features, method, float(lr), float(decay))
         self.features = features
 

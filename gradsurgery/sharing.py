@@ -125,6 +125,11 @@ def parameters_of(items: Iterable[nn.Module | Tensor]) -> Iterator[Tensor]:
             yield item
 
 
+def tagged_parameters() -> Iterator[Tensor]:
+    """Yields all that is tagged as shared, whichever optimizer it belongs to."""
+    return parameters_of([*_shared_modules, *_shared_parameters])
+
+
 def check_module_or_parameter(item: object, caller: str, argument: str) -> None:
     """Raises unless ``item`` is a module or a leaf tensor."""
     if isinstance(item, nn.Module):
@@ -205,7 +210,7 @@ class Sharing:
     def _warn_of_tags_elsewhere(self, reach: dict[Tensor, int]) -> None:
         if self._warned or not (_shared_modules or _shared_parameters):
             return
-        tagged = {id(parameter) for parameter in parameters_of([*_shared_modules, *_shared_parameters])}
+        tagged = {id(parameter) for parameter in tagged_parameters()}
         if any(id(parameter) in tagged for parameter in reach):
             self._warned = True
             warnings.warn(

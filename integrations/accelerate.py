@@ -22,12 +22,18 @@ except ImportError as error:
 __all__ = ["backward", "surgery_metrics"]
 
 Losses: TypeAlias = Mapping[str, Tensor | None] | Sequence[Tensor | None] | Tensor
+Counts: TypeAlias = float | Mapping[str, float] | Sequence[float]
 
 _DATA_PARALLEL = ("NO", "MULTI_CPU", "MULTI_GPU")
 
 
 def backward(
-    accelerator: Accelerator, optimizer: Optimizer, losses: Losses, *, extra_loss: Tensor | None = None
+    accelerator: Accelerator,
+    optimizer: Optimizer,
+    losses: Losses,
+    *,
+    extra_loss: Tensor | None = None,
+    counts: Counts | None = None,
 ) -> Surgery:
     """Differentiates several losses in the place of ``accelerator.backward(loss)``.
 
@@ -37,12 +43,15 @@ def backward(
 
     Guarantees:
         a plain loop: bit-identical to one with ``optimizer.backward`` and without Accelerate.
+        data parallel: several processes with parts of a batch do what one does with all of it, up to rounding.
 
     Args:
         accelerator: The one that prepared the optimizer, for one process or several with the whole model on each.
         optimizer: What ``accelerator.prepare`` made of a :class:`gradsurgery.MultiObjectiveOptimizer`.
         losses: As for :meth:`gradsurgery.MultiObjectiveOptimizer.scalarize`.
-        extra_loss: A scalar whose gradient is added outside the surgery, on every parameter it reaches.
+        extra_loss: As for :meth:`gradsurgery.MultiObjectiveOptimizer.scalarize`.
+        counts: As for :meth:`gradsurgery.MultiObjectiveOptimizer.scalarize`; for batches that differ in size from
+            process to process.
 
     Returns:
         What was done; :func:`surgery_metrics` turns it into numbers for ``accelerator.log``.
@@ -67,7 +76,7 @@ def backward(
         >>> optimizer.step()
     """
     wrapper = prepared_wrapper("accelerate.backward", accelerator, optimizer)
-    accelerator.backward(wrapper.scalarize(losses, extra_loss=extra_loss))
+    accelerator.backward(wrapper.scalarize(losses, extra_loss=extra_loss, counts=counts))
     return cast(Surgery, wrapper.last_surgery)
 
 

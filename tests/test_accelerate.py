@@ -1,15 +1,19 @@
 """Accelerate against plain loops: the same numbers, bit for bit."""
 
+import functools
+import os
 import runpy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import DistributedType
+from accelerate.utils import DataLoaderConfiguration, DistributedType
+from crew import Crew
 from torch import Tensor, nn
 
 import gradsurgery as gs
@@ -18,9 +22,9 @@ from gradsurgery.integrations.accelerate import backward, surgery_metrics
 STEPS = 8
 ACCUMULATION = 2
 METHODS: dict[str, Callable[[int], Any]] = {
-    "jacobian, random": lambda seed: gs.GradDrop(torch.Generator().manual_seed(seed)),
-    "state, random": lambda seed: gs.Chain(gs.GradNorm(), gs.PCGrad(torch.Generator().manual_seed(seed))),
-    "scalarizer, random": lambda seed: gs.scalarizers.Random(torch.Generator().manual_seed(seed)),
+    "jacobian, random": lambda seed: gs.GradDrop(generator=torch.Generator().manual_seed(seed)),
+    "state, random": lambda seed: gs.Chain(gs.GradNorm(), gs.PCGrad(generator=torch.Generator().manual_seed(seed))),
+    "scalarizer, random": lambda seed: gs.scalarizers.Random(generator=torch.Generator().manual_seed(seed)),
 }
 
 
@@ -41,28 +45,37 @@ def model_of(seed: int) -> nn.Module:
 
 def batches() -> list[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(5)
-    return [
-        (torch.randn(6, 4, generator=generator), torch.randn(6, 3, generator=generator))
-        for _ in range(STEPS * ACCUMULATION)
-    ]
+    draw = functools.partial(torch.randn, generator=generator)
+    return [(draw(6, 4), draw(6, 3)) for _ in range(STEPS * ACCUMULATION)]
 
 
 def losses_of(outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
     return {f"column {k}": (outputs[:, k] - targets[:, k]).square().mean() * 10**k for k in range(3)}
 
 
-def prepared(method: Any, seed: int = 0, **options: Any) -> tuple[Accelerator, nn.Module, Any, Any]:
+def prepared(method: Any, seed: int = 0, double: bool = False, **options: Any) -> tuple[Accelerator, Any, Any, Any]:
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=ACCUMULATION, **options)
-    model = model_of(seed)
+    model = model_of(seed).double() if double else model_of(seed)
     optimizer = gs.MultiObjectiveOptimizer(torch.optim.Adam(model.parameters(), lr=0.05), method)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=3, gamma=0.5)
     return accelerator, *accelerator.prepare(model, optimizer, scheduler)
 
 
-def train(accelerator: Accelerator, model: nn.Module, optimizer: Any, scheduler: Any, part: slice) -> None:
-    for inputs, targets in batches()[part]:
+def train(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: Any,
+    scheduler: Any,
+    part: slice,
+    mine: slice = slice(None),  # of each batch
+    with_counts: bool = False,
+) -> None:
+    dtype = next(model.parameters()).dtype
+    for whole in batches()[part]:
+        inputs, targets = (tensor[mine].to(dtype) for tensor in whole)
         with accelerator.accumulate(model):
-            backward(accelerator, optimizer, losses_of(model(inputs), targets))
+            counts = len(inputs) if with_counts else None
+            backward(accelerator, optimizer, losses_of(model(inputs), targets), counts=counts)
             if accelerator.sync_gradients:
                 accelerator.clip_grad_norm_(model.parameters(), 0.5)
             optimizer.step()
@@ -70,14 +83,15 @@ def train(accelerator: Accelerator, model: nn.Module, optimizer: Any, scheduler:
             optimizer.zero_grad()
 
 
-def plain_loop(method: Any, precision: str) -> nn.Module:
-    model = model_of(0)
+def plain_loop(method: Any, precision: str, double: bool = False) -> nn.Module:
+    model = model_of(0).double() if double else model_of(0)
     optimizer = gs.MultiObjectiveOptimizer(torch.optim.Adam(model.parameters(), lr=0.05), method)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=3, gamma=0.5)
-    for number, (inputs, targets) in enumerate(batches(), start=1):
+    for number, batch in enumerate(batches(), start=1):
+        inputs, targets = (tensor.to(next(model.parameters()).dtype) for tensor in batch)
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             outputs = model(inputs)
-        optimizer.backward(losses_of(outputs.float(), targets))
+        optimizer.backward(losses_of(outputs.to(targets.dtype), targets))
         if number % ACCUMULATION == 0:
             for parameter in model.parameters():
                 parameter.grad /= ACCUMULATION
@@ -171,6 +185,42 @@ def test_extra_loss_and_absent_losses() -> None:
     wrapper.backward(losses, extra_loss=sum(parameter.square().sum() for parameter in other.parameters()))
     for one, two in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(one.grad * ACCUMULATION, two.grad)
+
+
+# --- several processes -------------------------------------------------------------------------------------------
+
+CUTS = {"halves": (0, 3, 6), "unequal": (0, 4, 6)}
+
+
+def train_on_rank(rank: int, store: str, cuts: str) -> tuple[str, list[Tensor], list[Tensor]]:
+    """Trains on a part of each batch with DistributedDataParallel, and once more from a checkpoint half-way."""
+    found, half = [], STEPS * ACCUMULATION // 2
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "localhost"}
+    once = DataLoaderConfiguration(split_batches=True)  # schedulers step once, not once a process
+    mine, options = slice(*CUTS[cuts][rank : rank + 2]), {"with_counts": cuts == "unequal"}
+    with mock.patch.dict(os.environ, {name: str(value) for name, value in ranks.items()}):  # as launchers do
+        for start in (0, half):
+            AcceleratorState._reset_state(reset_partial_state=True)
+            GradientState._reset_state()
+            run = prepared(METHODS["state, random"](1 + start), seed=start, double=True, dataloader_config=once)
+            if start:
+                run[0].load_state(store)
+            else:
+                train(*run, slice(half), mine, **options)
+                run[0].save_state(store)
+            train(*run, slice(half, None), mine, **options)
+            found.append([parameter.detach().clone() for parameter in run[1].parameters()])
+    return type(run[1]).__name__, *found
+
+
+@pytest.mark.parametrize("cuts", CUTS)
+def test_two_processes_do_what_one_does(cuts: str, crew: Callable[[int], Crew], tmp_path: Path) -> None:
+    whole = plain_loop(METHODS["state, random"](1), "no", double=True)
+    for kind, found, resumed in crew(2)(train_on_rank, str(tmp_path), cuts):
+        assert kind == "DistributedDataParallel"
+        for one, two, again in zip(whole.parameters(), found, resumed, strict=True):
+            torch.testing.assert_close(one.detach(), two, rtol=1e-6, atol=1e-6)
+            assert torch.equal(two, again)
 
 
 # --- what is refused ---------------------------------------------------------------------------------------------

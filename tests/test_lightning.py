@@ -4,7 +4,7 @@ import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from support import assert_near, assert_same_bits
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim.lr_scheduler import ExponentialLR
-from torch.utils.data import DataLoader, TensorDataset
 
 import gradsurgery as gs
 from gradsurgery.integrations.lightning import SurgeryMonitor, scalarize
@@ -38,6 +37,7 @@ METHODS: dict[str, Callable[[], Any]] = {
     "PCGrad": gs.PCGrad,  # a generator
     "GradDrop": gs.GradDrop,  # works on the gradients themselves
     "UncertaintyWeighting": gs.scalarizers.UncertaintyWeighting,
+    "MoCo": gs.aggregators.MoCo,  # remembers the gradient of each loss
     "GradNorm, then PCGrad": lambda: gs.Chain(gs.GradNorm(), gs.PCGrad()),
 }
 QUIET: dict[str, Any] = {
@@ -58,16 +58,17 @@ def build(name: str, seed: int = 3) -> Any:
 class Loader:
     """Batches for one epoch, from where the checkpoint was saved."""
 
-    def __init__(self) -> None:
+    def __init__(self, batches: Sequence[Tensor] = BATCHES) -> None:
+        self.batches = batches
         self.position = 0
 
     def __len__(self) -> int:
-        return len(BATCHES)
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[Tensor]:
-        for number in range(self.position % len(BATCHES), len(BATCHES)):
+        for number in range(self.position % len(self.batches), len(self.batches)):
             self.position = number + 1
-            yield BATCHES[number]
+            yield self.batches[number]
 
     def state_dict(self) -> dict[str, int]:
         return {"position": self.position}
@@ -115,9 +116,15 @@ def make_model(package: Any = lightning.pytorch, method: Any = None, schedule: b
     return Model()
 
 
-def fit(model: Any, package: Any = lightning.pytorch, ckpt_path: Path | None = None, **options: Any) -> Any:
+def fit(
+    model: Any,
+    package: Any = lightning.pytorch,
+    batches: Sequence[Tensor] = BATCHES,
+    ckpt_path: Path | None = None,
+    **options: Any,
+) -> Any:
     trainer = package.Trainer(**{**QUIET, "max_epochs": 2, **options})
-    trainer.fit(model, Loader(), ckpt_path=ckpt_path)
+    trainer.fit(model, Loader(batches), ckpt_path=ckpt_path)
     return trainer
 
 
@@ -264,21 +271,45 @@ def test_schedulers_and_their_monitor(tmp_path: Path) -> None:
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * 0.7 ** (2 * len(BATCHES)))
 
 
-@pytest.mark.parametrize("steps", [4, 6, 9])
-@pytest.mark.parametrize("name", ["GradNorm, then PCGrad", "GradDrop", "UncertaintyWeighting"])
-def test_resumes_where_it_was(name: str, steps: int, tmp_path: Path) -> None:
-    """In the middle of an epoch and at its end, into a model and a method that have drawn something else."""
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Crew]:
+    crew = Crew(2)
+    yield crew
+    crew.stop()
+
+
+def resume(folder: Path, name: str, steps: int, **options: Any) -> None:
+    """Trains to the end, and again from a checkpoint, into a model and a method that have drawn something else."""
+    saver = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=steps, save_top_k=-1)
+    options |= {"enable_checkpointing": True, "callbacks": [saver]}
     straight = make_model(method=build(name), schedule=True)
-    saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=steps, save_top_k=-1)
-    whole = fit(straight, enable_checkpointing=True, callbacks=[saver])
-    path = tmp_path / f"step={steps}.ckpt"
+    whole = fit(straight, **options)
+    path = folder / f"step={steps}.ckpt"
     assert "gradsurgery" in torch.load(path, weights_only=True)["optimizer_states"][0]
 
     resumed = make_model(method=build(name, seed=99), schedule=True, seed=5)
-    trainer = fit(resumed, enable_checkpointing=True, callbacks=[saver], ckpt_path=path)
+    trainer = fit(resumed, ckpt_path=path, **options)
     assert trainer.global_step == whole.global_step == 2 * len(BATCHES)
     assert_same_bits(resumed.network.state_dict(), straight.network.state_dict())
     assert_same_bits(trainer.optimizers[0].state_dict(), whole.optimizers[0].state_dict())
+
+
+@pytest.mark.parametrize("steps", [4, 6, 9])
+@pytest.mark.parametrize("name", METHODS)
+def test_resumes_where_it_was(name: str, steps: int, tmp_path: Path) -> None:
+    """In the middle of an epoch and at its end."""
+    resume(tmp_path, name, steps)
+
+
+def resume_on_rank(rank: int, folder: Path, name: str) -> None:
+    os.environ["LOCAL_RANK"] = str(rank)
+    batches = [batch.split(2)[rank] for batch in BATCHES]
+    resume(folder, name, 4, batches=batches, devices=2, strategy="ddp")
+
+
+@pytest.mark.parametrize("name", ["GradNorm, then PCGrad", "MoCo"])
+def test_two_ranks_resume_where_they_were(pair: Crew, name: str, tmp_path: Path) -> None:
+    pair(resume_on_rank, tmp_path, name)
 
 
 class Manual(lightning.pytorch.LightningModule):
@@ -343,58 +374,59 @@ def test_manual_optimization_with_several_optimizers(setting: str) -> None:
         assert f"surgery/{position}/weight/loss 0" in trainer.callback_metrics
 
 
-def train_on_rank(rank: int, ranks: int, name: str, accumulate: int, manual: bool, ddp: dict[str, Any]) -> Any:
-    """Trains on rows dealt out to the ranks, in float64: parameters, the method's state and what was logged."""
+def train_on_rank(
+    rank: int, ranks: int, name: str, sizes: tuple[int, int], accumulate: int, manual: bool, ddp: dict[str, Any]
+) -> Any:
+    """Trains in float64 on this rank's part of each batch: parameters, what the method keeps, what was logged."""
+    batches = [torch.linspace(-2, 2, 24).add(0.3 * k).view(8, 3).sin() for k in range(6)]
     if ranks > 1:
         os.environ["LOCAL_RANK"] = str(rank)  # so that Lightning starts no processes itself
-    rows = TensorDataset(torch.linspace(-2, 2, 144).view(48, 3).sin()[rank::ranks])
-    base: Any = Manual if manual else type(make_model(method=build(name)))
+        batches = [batch.split(sizes)[rank] for batch in batches]
 
-    class OnRows(base):  # type: ignore[misc]
-        def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
-            return super().training_step(batch[0], batch_idx)
+    class Counted(type(make_model(method=build(name)))):  # type: ignore[misc]
+        def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+            counts = None if sizes[0] == sizes[1] else len(batch)
+            return scalarize(self, self.network.losses(batch), counts=counts)
 
-    model = OnRows()
-    trainer = lightning.pytorch.Trainer(
-        **{**QUIET, "devices": ranks},
+    model: Any = Manual() if manual else Counted()
+    trainer = fit(
+        model,
+        batches=batches,
+        devices=ranks,
         strategy=DDPStrategy(**ddp) if ranks > 1 else "auto",
         precision="64-true",
-        max_epochs=2,
         accumulate_grad_batches=accumulate,
         gradient_clip_val=None if manual else 0.5,
         callbacks=[SurgeryMonitor()],
         log_every_n_steps=1,
-        use_distributed_sampler=False,
     )
-    trainer.fit(model, DataLoader(rows, batch_size=8 // ranks))
     states = [optimizer.state_dict()["gradsurgery"]["aggregator"] for optimizer in trainer.optimizers]
-    logged = {key: float(value) for key, value in trainer.callback_metrics.items() if "loss/" not in key}
+    logged = {key: float(value) for key, value in trainer.callback_metrics.items()}
     return {key: value.clone() for key, value in model.state_dict().items()}, states, logged
 
 
-@pytest.fixture(scope="module")
-def pair() -> Iterator[Crew]:
-    crew = Crew(2)
-    yield crew
-    crew.stop()
-
-
 @pytest.mark.parametrize(
-    ("name", "accumulate", "manual", "ddp"),
+    ("name", "sizes", "accumulate", "manual", "ddp"),
     [
-        ("GradNorm, then PCGrad", 1, False, {}),
-        ("GradNorm", 3, False, {"find_unused_parameters": True}),
-        ("GradDrop", 1, False, {"gradient_as_bucket_view": True}),
-        ("UncertaintyWeighting", 2, False, {"static_graph": True}),
-        ("GradNorm and PCGrad", 1, True, {}),
+        ("GradNorm, then PCGrad", (4, 4), 1, False, {}),
+        ("GradNorm", (5, 3), 3, False, {"find_unused_parameters": True}),
+        ("GradDrop", (5, 3), 1, False, {"gradient_as_bucket_view": True}),
+        ("UncertaintyWeighting", (4, 4), 1, False, {"static_graph": True}),
+        ("MoCo", (4, 4), 1, False, {}),
+        ("GradNorm", (4, 4), 1, True, {}),
     ],
 )
-def test_two_ranks_are_one_process(pair: Crew, name: str, accumulate: int, manual: bool, ddp: dict[str, Any]) -> None:
-    alone, states, logged = train_on_rank(0, 1, name, accumulate, manual, ddp)
-    for result, found, seen in pair(train_on_rank, 2, name, accumulate, manual, ddp):
+def test_two_ranks_are_one_process(
+    pair: Crew, name: str, sizes: tuple[int, int], accumulate: int, manual: bool, ddp: dict[str, Any]
+) -> None:
+    alone, states, logged = train_on_rank(0, 1, name, sizes, accumulate, manual, ddp)
+    for parameters, kept, seen in pair(train_on_rank, 2, name, sizes, accumulate, manual, ddp):
         for key, value in alone.items():
-            assert_near(result[key], value, 1e-6)
-        assert [list(state) for state in found] == [list(state) for state in states]
+            assert_near(parameters[key], value, 1e-6)
+        for state, expected in zip(kept, states, strict=True):
+            assert state.keys() == expected.keys()
+            for key, value in expected.items():
+                assert_near(state[key], value, 1e-6)
         assert seen == pytest.approx(logged, rel=1e-5, abs=1e-9)
 
 

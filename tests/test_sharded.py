@@ -1,6 +1,5 @@
 """FSDP2 and tensor parallelism against one process on the whole batch."""
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -207,34 +206,195 @@ def test_every_kind_of_method(pair: Crew) -> None:
 
 
 def items(rank: int) -> None:
-    dtype = torch.float64
-    (x, y), cut = batch(dtype), slice(0, 3) if rank == 0 else slice(3, 8)
-    counts = {"a": cut.stop - cut.start, "b": cut.stop - cut.start, "c": 4.0 if rank else 0.0}
-    for method in (gs.UPGrad(), gs.scalarizers.STCH()):
-        model, own = made(dtype=dtype), sharded(made(dtype=dtype))
-        expected, found = wrapped(model, copy.deepcopy(method)), wrapped(own, method)
-        losses, _ = losses_of(model, x, y)
-        _, (_, c) = model(x), (None, (model(x[4:])["c"] - y[4:, [2]]).square().mean() * 100)
-        first = expected.backward({**losses, "c": c})
-        losses, _ = losses_of(own, x[cut], y[cut])
-        c = (own(x[4:])["c"] - y[4:, [2]]).square().mean() * 100 if rank else own(x[:0])["c"].mean()
-        second = found.backward({**losses, "c": c}, counts=counts)
-        assert_equal({"losses": second.losses, **gradients(found)}, {"losses": first.losses, **gradients(expected)}, 1e-9)
+    (x, y), cut = batch(torch.float64), slice(0, 3) if rank == 0 else slice(3, 8)
+    counts = {"a": cut.stop - cut.start, "b": cut.stop - cut.start, "c": 5.0 * rank}  # rank 0 has nothing of c
+    for method in (gs.UPGrad, gs.scalarizers.STCH):
+        results = []
+        for model, rows in ((made(dtype=torch.float64), slice(0, 8)), (sharded(made(dtype=torch.float64)), cut)):
+            optimizer = wrapped(model, method())
+            losses, _ = losses_of(model, x[rows], y[rows])
+            losses["c"] = (model(x[3:])["c"] - y[3:, [2]]).square().mean() * (0.0 if rows == slice(0, 3) else 1.0)
+            surgery = optimizer.backward(losses, counts=counts if rows == cut else None)
+            results.append({"losses": surgery.losses, **gradients(optimizer)})
+        assert_equal(*results, 1e-9)
 
 
 def test_batches_of_different_sizes(pair: Crew) -> None:
     pair(items)
 
 
+def clipped(model: Any, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """What a trainer that wants one loss has after two batches and clipping."""
+    optimizer = wrapped(model, gs.UPGrad())
+    for rows in (slice(0, 2), slice(2, None)):
+        (optimizer.scalarize(losses_of(model, x[rows], y[rows])[0]) * 0.5).backward()
+    norm = nn.utils.clip_grad_norm_(named(optimizer).values(), 0.1)
+    return {"norm": whole(norm), **gradients(optimizer)}
+
+
 def trainers(rank: int) -> None:
-    expected, found = wrapped(made(), gs.UPGrad()), wrapped(sharded(), gs.UPGrad())
-    (x, y), (ours, theirs) = batch(), part(rank)
-    for optimizer, model, own in ((expected, made(), (x, y)), (found, sharded(), (ours, theirs))):
-        optimizer = wrapped(model, gs.UPGrad())
+    x, y = batch()
+    order = torch.tensor([0, 1, 4, 5, 2, 3, 6, 7])  # the first halves of the ranks' batches, then the second
+    expected = clipped_halves(made(), x[order], y[order])
+    assert_equal(clipped(sharded(), *part(rank)), expected)
+
+
+def clipped_halves(model: Any, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    optimizer = wrapped(model, gs.UPGrad())
+    for rows in (slice(0, 4), slice(4, 8)):
+        (optimizer.scalarize(losses_of(model, x[rows], y[rows])[0]) * 0.5).backward()
+    norm = nn.utils.clip_grad_norm_(named(optimizer).values(), 0.1)
+    return {"norm": norm, **gradients(optimizer)}
+
+
+def test_accumulation_and_clipping(pair: Crew) -> None:
+    pair(trainers)
+
+
+def scaled(rank: int) -> None:
+    model, method, plain = sharded(), gs.GradNorm(), made()
+    optimizer, scaler = wrapped(model, method), torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    expected = wrapped(plain, gs.GradNorm())
+    x, y = part(rank)
+    for broken in (False, rank == 1):
+        optimizer.zero_grad()
+        before = {name: value.clone() for name, value in method.state_dict().items() if isinstance(value, Tensor)}
+        stale = {name: whole(own.detach()).clone() for name, own in named(optimizer).items()}
+        optimizer.backward(losses_of(model, x, y * 1e30 if broken else y)[0], grad_scaler=scaler)
+        scaler.unscale_(optimizer)
+        if not before:
+            expected.backward(losses_of(plain, *batch())[0])
+            assert_equal(gradients(optimizer), gradients(expected))
+        scaler.step(optimizer)
+        scaler.update()
+    assert scaler.get_scale() == 2.0**9
+    assert before
+    assert before.keys() == method.state_dict().keys()
+    assert all(torch.equal(method.state_dict()[name], value) for name, value in before.items())
+    assert all(torch.equal(whole(own.detach()), stale[name]) for name, own in named(optimizer).items())
+
+
+def test_an_overflow_on_one_rank_skips_the_step_on_all(pair: Crew) -> None:
+    pair(scaled)
+
+
+def wires(rank: int) -> None:
+    model = sharded()
+    optimizer, sent = wrapped(model, gs.UPGrad()), []
+    losses, _ = losses_of(model, *part(rank))
+    usual = dist.all_reduce
+
+    def counting(tensor: Tensor, *args: Any, **options: Any) -> Any:
+        sent.append(tensor.numel())
+        return usual(tensor, *args, **options)
+
+    dist.all_reduce = counting
+    try:
+        optimizer.backward(losses)
+    finally:
+        dist.all_reduce = usual
+    assert sorted(sent) == [3, 9], sent  # the losses, and the Gramian
+
+
+def test_the_gramian_is_all_that_is_sent(pair: Crew) -> None:
+    pair(wires)
+
+
+def mixtures(rank: int) -> None:
+    """Whole parameters beside sharded ones, gradients that are there already, checkpoints, jacobian()."""
+    plain, own = made(), made()
+    sharded(own, "root", ignored_params={own.trunk[0].weight, own.heads["b"].bias})
+    expected, found = wrapped(plain, gs.UPGrad()), wrapped(own, gs.UPGrad())
+    for optimizer, model, data in ((expected, plain, batch()), (found, own, part(rank))):
         for _ in range(2):
-            (optimizer.scalarize(losses_of(model, *own)[0]) * 0.5).backward()
-        norm = nn.utils.clip_grad_norm_([*named(optimizer).values()], 0.1)
-        if model is found:
-            pass
+            optimizer.backward(losses_of(model, *data)[0])
+        optimizer.step()
+    assert_equal(gradients(found), gradients(expected))
+    rows, reference = found.jacobian(losses_of(own, *part(rank))[0]), expected.jacobian(losses_of(plain, *batch())[0])
+    assert_equal(dict(enumerate(map(whole, rows))), dict(enumerate(reference)), 1e-5)  # type: ignore[arg-type]
+    again = wrapped(own, gs.UPGrad())
+    again.load_state_dict(found.state_dict())
+    moments = [whole(again.state[parameter]["exp_avg"]) for parameter in named(again).values()]
+    reference = [expected.state[parameter]["exp_avg"] for parameter in named(expected).values()]
+    assert_equal(dict(enumerate(moments)), dict(enumerate(reference)))  # type: ignore[arg-type]
 
 
+def test_parameters_that_are_not_sharded_beside_others(pair: Crew) -> None:
+    pair(mixtures)
+
+
+def refusals(rank: int) -> None:
+    x, y = part(rank)
+    model = sharded()
+    optimizer, few = wrapped(model, gs.UPGrad()), list(model.trunk.parameters())
+    optimizer.backward(losses_of(model, x, y)[0])
+    before = gradients(optimizer)
+
+    def refused(words: str, wrapper: gs.MultiObjectiveOptimizer, **other: Any) -> None:
+        losses = {**losses_of(model, x, y)[0], **other}
+        with pytest.raises(RuntimeError, match=words):
+            wrapper.backward(losses)
+
+    if rank == 0:
+        refused("each rank must have each loss", optimizer)
+        refused("on all ranks or on none where .* got \\['c'\\]", optimizer)
+    else:
+        refused("each rank must have each loss", optimizer, c=None)
+        refused("on all ranks or on none where .* got \\['c'\\]", optimizer, c=torch.ones(()))
+    refused("`engine` must be 'sharded'", wrapped(model, gs.UPGrad(), engine="loop"))
+    refused("part of each gradient", wrapped(model, gs.aggregators.MoCo()))
+    handle = model.trunk[0].weight.register_post_accumulate_grad_hook(lambda parameter: None)
+    refused("post-accumulate-grad hooks", wrapped(model, gs.UPGrad()))
+    handle.remove()
+    model.set_requires_gradient_sync(False)
+    refused("whose gradients are reduced", wrapped(model, gs.UPGrad()))
+    model.set_requires_gradient_sync(True)
+    model.set_reshard_after_backward(False)
+    refused("set_reshard_after_backward", wrapped(model, gs.UPGrad(), shared=model.trunk))
+    gs.tag_shared(model.trunk)
+    refused("set_reshard_after_backward", gs.MultiObjectiveOptimizer(optimizer.optimizer, gs.UPGrad()))
+    gs.untag_shared(model.trunk)
+    assert_equal(gradients(optimizer), before, 0.0)
+    refused("the optimizer holds, and", gs.MultiObjectiveOptimizer(torch.optim.SGD(few, lr=0.1), gs.UPGrad()))
+
+
+def test_what_would_go_wrong_is_refused_on_all_ranks(pair: Crew) -> None:
+    pair(refusals)
+
+
+PLAN = {"up": ColwiseParallel(), "down": RowwiseParallel()}
+WHOLE_PLAN = {
+    "up": ColwiseParallel(),
+    "down": RowwiseParallel(output_layouts=Shard(0)),
+    "norm": SequenceParallel(sequence_dim=0),
+    **{f"heads.{name}": ColwiseParallel(input_layouts=Shard(0), output_layouts=Replicate()) for name in "abc"},
+}
+
+
+def tensor_parallel(rank: int) -> None:
+    expected = trained(made(Parallel), *batch(), gs.UPGrad(), steps=2)
+    for plan in (PLAN, WHOLE_PLAN):
+        model = parallelize_module(made(Parallel), init_device_mesh("cpu", (2,)), plan)
+        assert_equal(trained(model, *batch(), gs.UPGrad(), steps=2), expected)
+        dist.barrier()
+
+
+def test_tensor_parallel(pair: Crew) -> None:
+    pair(tensor_parallel)
+
+
+def two_dimensions(rank: int) -> None:
+    expected = trained(made(), *batch(), gs.UPGrad(), steps=2)
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+    assert_equal(trained(sharded(mesh=mesh), *part(rank, 4), gs.UPGrad(), steps=2), expected)
+    expected = trained(made(Parallel), *batch(), gs.UPGrad(), steps=2)
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    model = sharded(parallelize_module(made(Parallel), mesh["tensor"], WHOLE_PLAN), "root", mesh=mesh["data"])
+    assert_equal(trained(model, *part(rank // 2), gs.UPGrad(), steps=2), expected)
+    model = sharded(parallelize_module(made(Parallel), mesh["tensor"], PLAN), "root", mesh=mesh["data"])
+    with pytest.raises(RuntimeError, match="spread over all ranks, \\[0, 1, 2, 3\\], got parameter 'norm.weight'"):
+        wrapped(model, gs.UPGrad()).backward(losses_of(model, *part(rank // 2))[0])
+
+
+def test_two_dimensions_of_ranks(four: Crew) -> None:
+    four(two_dimensions)

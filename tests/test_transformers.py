@@ -1,7 +1,10 @@
 """The Trainer of Transformers against plain loops: the same numbers, bit for bit."""
 
 import functools
+import os
 import runpy
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,9 +23,9 @@ from gradsurgery.integrations.transformers import MultiObjectiveMixin, MultiObje
 
 STEPS, ACCUMULATION, BATCH = 6, 2, 4
 METHODS: dict[str, Callable[[int], Any]] = {
-    "jacobian, random": lambda seed: gs.GradDrop(torch.Generator().manual_seed(seed)),
-    "state, random": lambda seed: gs.Chain(gs.GradNorm(), gs.PCGrad(torch.Generator().manual_seed(seed))),
-    "scalarizer, random": lambda seed: gs.scalarizers.Random(torch.Generator().manual_seed(seed)),
+    "jacobian, random": lambda seed: gs.GradDrop(generator=torch.Generator().manual_seed(seed)),
+    "state, random": lambda seed: gs.Chain(gs.GradNorm(), gs.PCGrad(generator=torch.Generator().manual_seed(seed))),
+    "scalarizer, random": lambda seed: gs.scalarizers.Random(generator=torch.Generator().manual_seed(seed)),
 }
 
 
@@ -54,10 +57,11 @@ def losses_of(scores: Tensor, labels: Tensor) -> dict[str, Tensor]:
     return {f"column {k}": (scores[:, k] - labels[:, k]).square().mean() * 10**k for k in range(3)}
 
 
-def dataset() -> list[dict[str, Tensor]]:
+def dataset(dtype: torch.dtype = torch.float32) -> list[dict[str, Tensor]]:
     generator = torch.Generator().manual_seed(5)
     draw = functools.partial(torch.randn, generator=generator)
-    return [{"x": draw(4), "labels": draw(3)} for _ in range(STEPS * ACCUMULATION * BATCH)]
+    rows = [{"x": draw(4), "labels": draw(3)} for _ in range(STEPS * ACCUMULATION * BATCH)]
+    return [{name: tensor.to(dtype) for name, tensor in row.items()} for row in rows]
 
 
 class InOrder(MultiObjectiveTrainer):
@@ -82,14 +86,15 @@ def trainer_of(
     options: dict[str, Any] | None = None,
     **more: Any,
 ) -> Any:
-    trainer = kind(model, arguments(folder, **options or {}), train_dataset=dataset(), **more)
+    more = {"train_dataset": dataset()} | more
+    trainer = kind(model, arguments(folder, **options or {}), **more)
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def plain_loop(method: Any, precision: str = "no") -> Model:
+def plain_loop(method: Any, precision: str = "no", dtype: torch.dtype = torch.float32) -> Model:
     """What the Trainer says that it does: AdamW over weights, then biases, warm-up and linear decay, clipping."""
-    model, rows = Model(), dataset()
+    model, rows = Model().to(dtype), dataset(dtype)
     parameters = sorted(model.parameters(), key=lambda parameter: parameter.ndim == 1)
     optimizer = gs.MultiObjectiveOptimizer(torch.optim.AdamW(parameters, lr=0.05, weight_decay=0.0), method)
 
@@ -101,7 +106,7 @@ def plain_loop(method: Any, precision: str = "no") -> Model:
         batch = {key: torch.stack([row[key] for row in rows[first : first + BATCH]]) for key in rows[0]}
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             outputs = model(**batch)
-        optimizer.backward({name: loss.float() for name, loss in outputs["loss"].items()})
+        optimizer.backward({name: loss.to(dtype) for name, loss in outputs["loss"].items()})
         if number % ACCUMULATION == 0:
             for parameter in model.parameters():
                 parameter.grad /= ACCUMULATION
@@ -214,16 +219,16 @@ def test_compute_losses_of_a_subclass(tmp_path: Path) -> None:
     assert difference(trainer.model, plain_loop(gs.UPGrad())) == 0.0
 
 
+def by_items(outputs: tuple[Tensor], labels: Tensor, num_items_in_batch: Any) -> dict[str, Tensor]:
+    """Divides by the items of the whole step itself, so that nothing else does."""
+    assert num_items_in_batch == ACCUMULATION * BATCH * 3
+    losses = losses_of(outputs[0], labels)
+    return {name: loss * labels.numel() / num_items_in_batch for name, loss in losses.items()}
+
+
 def test_compute_loss_func(tmp_path: Path) -> None:
-    """It divides by the items of the whole step itself, so that nothing else does."""
-
-    def compute(outputs: Any, labels: Tensor, num_items_in_batch: Any) -> dict[str, Tensor]:
-        assert num_items_in_batch == ACCUMULATION * BATCH * 3
-        losses = losses_of(outputs[0], labels)
-        return {name: loss * labels.numel() / num_items_in_batch for name, loss in losses.items()}
-
     options = {"remove_unused_columns": False}
-    trainer = trainer_of(Scores(), tmp_path, aggregator=gs.UPGrad(), options=options, compute_loss_func=compute)
+    trainer = trainer_of(Scores(), tmp_path, aggregator=gs.UPGrad(), options=options, compute_loss_func=by_items)
     trainer.train()
     assert difference(trainer.model, plain_loop(gs.UPGrad())) == 0.0
 
@@ -253,6 +258,48 @@ def test_a_new_model_starts_the_method_afresh(tmp_path: Path) -> None:
     first = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.train()
     assert all(torch.equal(value, first[name]) for name, value in trainer.model.state_dict().items())
+
+
+# --- several processes -------------------------------------------------------------------------------------------
+
+
+def train_on_rank(folder: Path) -> None:
+    """Trains as one of two processes: losses of the model, the same resumed half-way, losses by items."""
+    options = {
+        "per_device_train_batch_size": BATCH // 2, "ddp_backend": "gloo", "save_strategy": "steps", "save_steps": 3,
+        "remove_unused_columns": False,
+    }  # fmt: skip
+    found = []
+    for number, (model, checkpoint, more) in enumerate(
+        (
+            (Model(), None, {}),
+            (Model(seed=9), str(folder / "checkpoint-3"), {}),
+            (Scores(), None, {"compute_loss_func": by_items}),
+        )
+    ):
+        method = METHODS["state, random"](1 + number % 2)
+        more |= {"aggregator": method, "train_dataset": dataset(torch.float64), "options": options}
+        trainer = trainer_of(model.double(), folder, **more)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        found.append([parameter.detach() for parameter in model.parameters()])
+    torch.save((type(trainer.model_wrapped).__name__, *found), folder / f"{trainer.args.process_index}.pt")
+
+
+def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, str(tmp_path)], env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    whole = plain_loop(METHODS["state, random"](1), dtype=torch.float64)
+    for rank in range(2):
+        kind, found, resumed, items = torch.load(tmp_path / f"{rank}.pt")
+        assert kind == "DistributedDataParallel"
+        for one, two, again, other in zip(whole.parameters(), found, resumed, items, strict=True):
+            torch.testing.assert_close(one.detach(), two, rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(one.detach(), other, rtol=1e-6, atol=1e-6)
+            assert torch.equal(two, again)
 
 
 # --- what is refused ---------------------------------------------------------------------------------------------
@@ -327,3 +374,7 @@ def test_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert "surgery/conflicting" in printed
     assert "sum of the losses" in printed
+
+
+if __name__ == "__main__":
+    train_on_rank(Path(sys.argv[1]))

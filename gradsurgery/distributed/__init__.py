@@ -1,6 +1,7 @@
 """Several processes that train one model: what they add up, what they agree on. On ``torch.distributed`` alone."""
 
 from .agreement import Agreement, Counts, Presence, own_counts
+from .fingerprint import digest
 from .ranks import Peers, Ranks
 from .share import Place, Share
 from .states import described, state_of_first
@@ -14,6 +15,7 @@ __all__ = [
     "Ranks",
     "Share",
     "described",
+    "digest",
     "own_counts",
     "state_of_first",
 ]

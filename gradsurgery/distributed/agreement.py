@@ -1,12 +1,12 @@
 """What the ranks compare before each surgery, so that those that disagree fail together instead of waiting."""
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 import torch
 
+from .fingerprint import digest
 from .ranks import Ranks
 
 Counts: TypeAlias = float | Mapping[str, float] | Sequence[float]
@@ -102,14 +102,20 @@ class Agreement:
     def _compared(self, may_differ: str, failure: str = "") -> bool:
         """Raises where the ranks disagree; returns whether what may differ is the same."""
         texts = {**self._aspects, "failure": failure}
-        table = self.ranks.gathered(torch.tensor([_digest(text) for text in (*texts.values(), may_differ)]))
-        differs = (table != table[0]).any(0).tolist()
-        if any(differs[:-1]):
+        *differs, other = self.ranks.differing("aspects", [digest(text) for text in (*texts.values(), may_differ)])
+        if any(differs) or (other and not self.ranks.all_wait("aspects")):
             self._raise(texts)
-        return not differs[-1]
+        return not other
 
     def _raise(self, texts: dict[str, str]) -> None:
         """Raises the same error on all ranks, but for those that have one of their own already."""
+        if texts["failure"] and not self.ranks.all_wait("aspects"):
+            return
+        if not self.ranks.all_wait("aspects"):
+            raise RuntimeError(
+                f"{self._caller}: the ranks must agree, got something new on one of them only; here {texts}. Losses "
+                f"that are None on some ranks need counts= on all."
+            )
         everybody: list[dict[str, str]] = self.ranks.gathered_objects(texts)
         if texts["failure"]:
             return
@@ -165,10 +171,6 @@ def _either(tables: Sequence[Mapping[int, int]]) -> dict[int, int]:
         for position, bits in table.items():
             result[position] = result.get(position, 0) | bits
     return result
-
-
-def _digest(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
 
 
 def _by_rank(values: Sequence[str]) -> str:

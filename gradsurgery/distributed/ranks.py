@@ -1,14 +1,13 @@
 """The processes that train one model together, and the few things they do together."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-
-# The first name is that of torch 2.13, the second that of those before it.
-_all_gather = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)
+from .fingerprint import Fingerprint
 
 
 class Ranks:
@@ -23,6 +22,7 @@ class Ranks:
         self.size = dist.get_world_size(group)
         self.rank = dist.get_rank(group)
         self.has_host_backend = "cpu" in dist.get_backend_config(group)
+        self._fingerprints: dict[str, Fingerprint] = {}
 
     def total(self, partial: Tensor) -> Tensor:
         """The sum over the ranks, the same bits on each."""
@@ -38,10 +38,14 @@ class Ranks:
 
     def gathered(self, own: Tensor) -> Tensor:
         """What each rank has, ``(N, *own.shape)``."""
+        return self._gathered_there(own).to(own.device)
+
+    def _gathered_there(self, own: Tensor) -> Tensor:
         placed = self._placed(own).contiguous()
         result = placed.new_empty(self.size, *placed.shape)
-        _all_gather(result.view(-1), placed.view(-1), group=self.group)
-        return result.to(own.device)
+        name = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"  # before 2.13
+        getattr(dist, name)(result.view(-1), placed.view(-1), group=self.group)
+        return result
 
     def exchanged(self, parts: Tensor) -> Tensor:
         """Sends ``parts[r]`` to rank r, and returns what each rank has sent here, ``(N, ...)``."""
@@ -55,6 +59,16 @@ class Ranks:
         result: list[Any] = [None] * self.size
         dist.all_gather_object(result, own, group=self.group)
         return result
+
+    def differing(self, purpose: str, numbers: Sequence[int]) -> list[bool]:
+        """Which of the numbers, of which there are always as many, are not the same on all ranks."""
+        if purpose not in self._fingerprints:
+            self._fingerprints[purpose] = Fingerprint(self._gathered_there, self.has_host_backend)
+        return self._fingerprints[purpose].differing(numbers)
+
+    def all_wait(self, purpose: str) -> bool:
+        """Whether all ranks know the outcome of the last comparison by now."""
+        return self._fingerprints[purpose].all_wait
 
     def _placed(self, tensor: Tensor) -> Tensor:
         """The tensor where the group can send it from."""
@@ -75,8 +89,8 @@ class Peers:
         known = process_group is None or (dist.is_available() and isinstance(process_group, dist.ProcessGroup))
         if not known:
             raise TypeError(
-                f"{caller}: `process_group` must be a torch.distributed.ProcessGroup that this process belongs to, or "
-                f"None, got {process_group!r}."
+                f"{caller}: `process_group` must be a torch.distributed.ProcessGroup that this process belongs to, "
+                f"or None, got {process_group!r}."
             )
         self._group = process_group
         self._caller = caller

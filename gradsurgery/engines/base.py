@@ -10,6 +10,8 @@ from torch import Tensor
 from ..distributed import Agreement
 from ..losses import Losses, LossValues, NamedLosses, named_losses
 from ..sharing import Sharing, describe
+from .compiled import check_tags
+from .donation import protect
 from .graph import Reach, reach
 from .per_loss import PerLossGradients
 from .workspace import Workspace
@@ -63,6 +65,7 @@ class Request:
         graph = reach(roots)
         originals = [parameter for parameter in self.wrapped if is_sharded(parameter)]  # FSDP2 computes with copies
         check_leaves([*graph.leaves, *originals], self.names, sharded=sharded)
+        protect(graph)
         return roots, graph
 
     def gradients(
@@ -152,6 +155,7 @@ def pose(request: Request) -> Problem:
     """Evaluates the losses and reads their graph."""
     found = named_losses(request.evaluated(), may_be_absent=request.agreement is not None)
     roots, graph = request.reach(found.scalars)
+    check_tags(graph, found.scalars, request.wrapped, request.sharing, request.names)
     leaves = ordered(graph, request.wrapped, len(found.scalars))
     agreed, anywhere = request.agree(found, leaves)
     if len(agreed.names) < len(found.names):  # nothing was averaged in them here

@@ -4,7 +4,6 @@ Each rank sends row pieces to the ranks that own them, ``(N-1)/N (K P_shared + P
 result to all, ``(N-1)/N (P_shared + P_task)``.
 """
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -12,11 +11,10 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from ..distributed import Agreement, Place, Ranks
+from ..distributed import Agreement, Place, Ranks, digest
 from ..sharing import describe
 from .per_loss import Block, Jacobian, PerLossGradients, sparse_gradient
 from .spread import Spread
-
 
 _Sided: TypeAlias = list[tuple[Tensor, bool]]
 """Parameters, and whether their gradients are sparse."""
@@ -127,10 +125,9 @@ def all_items(
     places = torch.tensor([presence.names.index(name) for name in found.names], dtype=torch.long)
     shared = {part.parameters[0]: part for part in found.jacobian().parts()}
     plain = dict(found.plain)
-    values = torch.zeros(len(presence.names), dtype=torch.float64)
-    shares = torch.tensor([presence.weights[name] for name in found.names], dtype=torch.float64)
-    values[places] = found.values.cpu() * shares
-    pairs, values = _layout(shared, plain, wrapped, names, values, ranks)
+    values = found.values.new_zeros(len(presence.names))
+    values[places.to(values.device)] = found.values * values.new_tensor([presence.weights[n] for n in found.names])
+    pairs = _layout(shared, plain, wrapped, names, ranks)
     entries, others = (
         [_entry(parameter, sparse, shared, plain, ranks) for parameter, sparse in own] for own in pairs
     )
@@ -150,8 +147,7 @@ def all_items(
     lots, rows = [lot for lot, _ in chosen], [own for _, own in chosen]
     jacobian = Jacobian(_blocks(lots, rows)) if whole or not lots else Scattered(lots, rows, ranks)
     how = f"{found.engine}, rows added up over {ranks.size} ranks"
-    device = found.values.device
-    return PerLossGradients(presence.names, found.all_names, values.to(device), jacobian, totals, how)
+    return PerLossGradients(presence.names, found.all_names, ranks.total(values), jacobian, totals, how)
 
 
 def _layout(
@@ -159,13 +155,9 @@ def _layout(
     plain: dict[Tensor, Tensor],
     wrapped: list[Tensor],
     names: dict[int, str],
-    values: Tensor,
     ranks: Ranks,
-) -> tuple[tuple[_Sided, _Sided], Tensor]:
-    """The parameters that any rank has gradients of, shared and not, and whether they are sparse on all of these.
-
-    With them the sum of the ``values``, which takes the same way.
-    """
+) -> tuple[_Sided, _Sided]:
+    """The parameters that any rank has gradients of, shared and not, and whether they are sparse on all of these."""
     positions = {parameter: position for position, parameter in enumerate(wrapped)}
     for parameter in [*shared, *plain]:
         if parameter not in positions:
@@ -177,10 +169,13 @@ def _layout(
         {positions[parameter]: part.indices is not None for parameter, part in shared.items()},
         {positions[parameter]: gradient.is_sparse for parameter, gradient in plain.items()},
     )
-    digest = hashlib.blake2b(repr([sorted(side.items()) for side in own]).encode(), digest_size=8).digest()
-    number = torch.tensor([int.from_bytes(digest, "big", signed=True)])
-    table = ranks.gathered(torch.cat([number, values.view(torch.int64)]))
-    everybody = [own] if bool((table[:, 0] == number).all()) else ranks.gathered_objects(own)
+    (differs,) = ranks.differing("layout", [digest(repr([sorted(side.items()) for side in own]))])
+    if differs and not ranks.all_wait("layout"):
+        raise RuntimeError(
+            "MultiObjectiveOptimizer: `losses` must give gradients to the same parameters on all ranks from step to "
+            "step, got others on this one alone. With counts= on all ranks they need not."
+        )
+    everybody = ranks.gathered_objects(own) if differs else [own]
     result = []
     for side in range(2):
         merged: dict[int, bool] = {}
@@ -188,7 +183,7 @@ def _layout(
             for position, sparse in each[side].items():
                 merged[position] = merged.get(position, True) and sparse
         result.append([(wrapped[position], sparse) for position, sparse in sorted(merged.items())])
-    return (result[0], result[1]), table[:, 1:].contiguous().view(torch.float64).sum(0)
+    return result[0], result[1]
 
 
 def _entry(

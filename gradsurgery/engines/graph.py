@@ -8,6 +8,8 @@ from torch.autograd.graph import get_gradient_edge
 
 # Autograd records reentrant checkpointing as this node; the parameters inside are invisible to autograd.grad.
 _REENTRANT_CHECKPOINT = "CheckpointFunctionBackward"
+# Autograd records a graph that torch.compile has made as this node, whatever it holds.
+_COMPILED = "CompiledFunctionBackward"
 
 # DistributedDataParallel passes all outputs through one node, each in a slot of its own, for unused parameters.
 _PASSAGE = "_DDPSinkBackward"
@@ -30,6 +32,8 @@ class Reach(NamedTuple):
     """For each node the nodes that it hands gradients to, repeats included."""
     names: dict[Node, str]
     """For each node its kind."""
+    compiled: Sequence[Node] = ()
+    """The nodes that stand for compiled graphs."""
 
     def needed_again(self, root: int) -> bool:
         """Whether a later root passes through a part of the graph that this root passes through."""
@@ -58,6 +62,7 @@ def reach(roots: Sequence[Tensor]) -> Reach:
     ready = [node for node, count in waiting.items() if count == 0]
     leaves: dict[Tensor, int] = {}
     overlaps = set()
+    compiled = []
     while ready:
         node = ready.pop()
         name = names[node] = node.name()
@@ -71,7 +76,9 @@ def reach(roots: Sequence[Tensor]) -> Reach:
                 leaves[variable] = leaves.get(variable, 0) | bits
             else:
                 overlaps.add(bits)
-        if name == _REENTRANT_CHECKPOINT:
+        if name == _COMPILED and node._forward_cls.__module__.startswith("torch."):
+            compiled.append(node)
+        elif name == _REENTRANT_CHECKPOINT:
             raise RuntimeError(
                 "MultiObjectiveOptimizer: `losses` must not depend on a reentrant checkpoint, whose parameters "
                 "autograd cannot differentiate one loss at a time. Call torch.utils.checkpoint.checkpoint with "
@@ -85,7 +92,7 @@ def reach(roots: Sequence[Tensor]) -> Reach:
     if _PASSAGE in names.values():
         leaves = _leaves_by_slot(roots, leaves)
     nodes = {node: reached[node] for node in names}
-    return Reach(leaves, frozenset(overlaps), nodes, children, names)
+    return Reach(leaves, frozenset(overlaps), nodes, children, names, compiled)
 
 
 def _leaves_by_slot(roots: Sequence[Tensor], leaves: dict[Tensor, int]) -> dict[Tensor, int]:
@@ -95,21 +102,31 @@ def _leaves_by_slot(roots: Sequence[Tensor], leaves: dict[Tensor, int]) -> dict[
     """
     result = dict.fromkeys(leaves, 0)
     for position, root in enumerate(roots):
-        edges = [tuple(get_gradient_edge(root)[:2])] if root.requires_grad else []
-        seen = set(edges)
-        while edges:
-            node, slot = edges.pop()
-            below = node.next_functions
-            if node.name() == _PASSAGE:
-                below = below[slot : slot + 1]
-            elif not below and hasattr(node, "variable"):
-                result[node.variable] |= 1 << position
-            for child, number in below:
-                edge = (child, number if child is not None and child.name() == _PASSAGE else 0)
-                if child is not None and edge not in seen:
-                    seen.add(edge)
-                    edges.append(edge)
+        for node in {node for node, _ in edges_below(root) if hasattr(node, "variable")}:
+            result[node.variable] |= 1 << position
     return {leaf: bits for leaf, bits in result.items() if bits}
+
+
+def edges_below(root: Tensor) -> set[tuple[Node, int]]:
+    """All nodes that the gradient of a root gets to, each with the outputs by which it gets there."""
+    edges: list[tuple[Node, int]] = []
+    if root.requires_grad:
+        start = get_gradient_edge(root)
+        edges = [(start.node, start.output_nr)]
+    seen = set(edges)
+    passed = set()
+    while edges:
+        node, slot = edges.pop()
+        below = node.next_functions
+        if node.name() == _PASSAGE:
+            below = below[slot : slot + 1]
+        elif node in passed:
+            continue
+        passed.add(node)
+        new = [(child, output) for child, output in below if child is not None and (child, output) not in seen]
+        seen.update(new)
+        edges += new
+    return seen
 
 
 def sparse_tables(graph: Reach) -> set[Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..distributed import Place, Ranks
 from ..losses import named_losses
-from ..sharing import describe, parameters_of
+from ..sharing import describe, parameters_of, tagged_parameters
 from .averages import averages
 from .base import Engine, Request, is_sharded
 from .graph import Reach
@@ -143,10 +143,11 @@ def _place(parameter: Any) -> Place:
 
 
 def _check_declared(request: Request, graph: Reach) -> None:
-    """Raises where a module that is declared as shared holds FSDP2's copies, or parameters of nobody."""
-    held = set(request.wrapped)
-    for parameter in parameters_of(request.sharing.explicit or ()):
-        if parameter not in held and (is_sharded(parameter) or parameter in graph.leaves):
+    """Raises where a module that is declared as shared shows FSDP2's copies, or what the optimizer does not hold."""
+    held, explicit = set(request.wrapped), request.sharing.explicit
+    for parameter in tagged_parameters() if explicit is None else parameters_of(explicit):
+        foreign = is_sharded(parameter) and explicit is not None
+        if parameter not in held and (foreign or parameter in graph.leaves):
             raise RuntimeError(
                 f"MultiObjectiveOptimizer: `shared` must name parameters of the optimizer where they are sharded, "
                 f"got {describe(parameter, request.names)}. Hand it to the optimizer, and leave out "
