@@ -1,4 +1,4 @@
-"""Two tasks on one trunk under Lightning: name the digit, redraw the picture. How often do their gradients conflict?"""
+"""Two tasks on one trunk under Lightning: name the digit, redraw the picture. Do their gradients conflict?"""
 
 import lightning
 import torch

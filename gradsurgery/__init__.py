@@ -37,6 +37,7 @@ from .catalogue import available, get
 from .engines import functional_jacobian
 from .heads import FusedHeads
 from .optimizer import MultiObjectiveOptimizer
+from .resumption import SurgeryState
 from .rotograd import RotoGrad
 from .sharing import shared_parameters, tag_shared, untag_shared
 from .surgery import Surgery
@@ -47,6 +48,7 @@ __all__ = [
     # the wrapper
     "MultiObjectiveOptimizer",
     "Surgery",
+    "SurgeryState",
     # what the losses share
     "shared_parameters",
     "tag_shared",

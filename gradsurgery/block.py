@@ -170,8 +170,8 @@ class ImpartialityBlock(nn.Module):
         method = self.aggregator
         if not method.works_on_parts:
             raise RuntimeError(
-                f"ImpartialityBlock: `aggregator` must be a method that can do with a part of the batch when there are "
-                f"several ranks, got {type(method).__name__}. Use a method that needs only inner products."
+                f"ImpartialityBlock: `aggregator` must be a method that can do with a part of the batch when there "
+                f"are several ranks, got {type(method).__name__}. Use a method that needs only inner products."
             )
         aspects = {
             "num_branches": f"{self.num_branches}",

@@ -189,7 +189,7 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
                 parameter.grad = None  # the closure's zero_grad may write in place
             try:
                 with torch.no_grad():
-                    self._run.update(closure())
+                    self.update(closure())
             finally:
                 for parameter, gradient in zip(parameters, gradients, strict=True):
                     parameter.grad = gradient
@@ -278,17 +278,18 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
         scale = _scale_of(grad_scaler)
         self._run.observe(self._request(first, scale=scale), self._request(second, scale=scale))
 
-    def update(self, losses: LossValues) -> None:
+    def update(self, losses: LossValues, *, counts: Counts | None = None) -> None:
         """Shows the losses after the step to a scalarizer that takes a second look (FAMO); others do not mind.
 
         Args:
             losses: The losses on the same batch as before the step.
+            counts: As for :meth:`backward`.
 
         Raises:
             TypeError: The losses are of the wrong kind.
             ValueError: A loss is not a scalar, or none is present.
         """
-        self._run.update(losses)
+        self._run.update(self._request(losses, counts=counts))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)

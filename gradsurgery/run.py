@@ -11,8 +11,10 @@ from torch import Tensor
 from .aggregators import Aggregator, CrossBatch
 from .distributed import Agreement, Counts, Peers, Ranks, described, state_of_first
 from .engines import Engine, Instances, PerLossGradients, Request, all_items
+from .engines.averages import averages
+from .engines.base import is_sharded
 from .engines.workspace import Workspace
-from .losses import Losses, LossValues, check_instances, named_losses, split_instances, values_of
+from .losses import Losses, check_instances, named_losses, split_instances
 from .ownership import Claim
 from .scalarizers import Scalarizer
 from .scope import Scope
@@ -184,6 +186,11 @@ class Run:
                 f"MultiObjectiveOptimizer: `aggregator` must look at several batches for observe(), as SDMGrad and "
                 f"MoDo do, got {type(method).__name__}."
             )
+        if any(map(is_sharded, first.wrapped)):
+            raise RuntimeError(
+                f"MultiObjectiveOptimizer: `aggregator` must be a method that can do with one batch where parameters "
+                f"are sharded, got {type(method).__name__}. Use a method that needs no observe()."
+            )
         (one, rows), (other, more) = self.jacobian(first), self.jacobian(second)
         if one.names != other.names:
             raise ValueError(
@@ -196,21 +203,21 @@ class Run:
             [batch[key] if key in batch else torch.zeros_like(either[key]) for key in either]
             for batch in (rows, more)
         ]
-        method.observe(*pair, rows=objectives)
+        if either:
+            method.observe(*pair, rows=objectives)
         self.names = known
 
-    def update(self, losses: LossValues) -> None:
+    def update(self, request: Request) -> None:
         """Shows a scalarizer the losses after the step."""
         method = self.settings.method
         if not isinstance(method, Scalarizer) or not method.wants_second_look:
             return
-        present = named_losses(losses, differentiable=False)
-        ranks = self.settings.peers.now()
-        values = values_of(present.scalars)
-        if ranks is not None:
-            values = ranks.total(values) / ranks.size
-        self.names, objectives = self.numbered(present.names, present.all_names)
-        method.update(values, rows=objectives)
+        with request.agreement or nullcontext():
+            several = request.agreement is not None
+            present = named_losses(request.losses, differentiable=False, may_be_absent=several)
+            found = averages(request, present, sharded=False)
+        self.names, objectives = self.numbered(found.names, found.all_names)
+        method.update(found.values, rows=objectives)
 
     def numbered(self, present: Sequence[str], every: Sequence[str]) -> tuple[list[str], list[int]]:
         """All names seen so far, in order of first appearance, and which of them the present losses are."""

@@ -86,6 +86,8 @@ def operate(found: PerLossGradients, method: Aggregator, plan: Plan) -> Surgery:
         else:
             weights = None
             gradients = _directions(found, parameters, indices, method, plan)
+            if labels and looks_back and sound:  # where one group overflows, the others' draws must not count
+                sound = found.shared.on_all_ranks(all_finite(gradient for _, gradient in gradients))
         add_gradients(gradients + found.plain)
         if not sound:
             roll_back()

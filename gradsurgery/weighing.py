@@ -57,13 +57,14 @@ def weigh(
 
 
 def _total(request: Request, found: Averages, weights: Tensor, ranks: int) -> Tensor:
-    """What this rank contributes to the weighed sum of the losses over all ranks, times a number of ranks."""
+    """What this rank contributes to the weighed sum of the losses of all ranks, times a number of ranks."""
     with torch.enable_grad():
         total = weights.new_zeros(())
+        if request.agreement is not None:
+            shares = [share * ranks for share in found.shares[:-1]]
+            weights = (weights * weights.new_tensor(shares))[list(found.here)]
         if found.here:
-            shares = weights.new_tensor([found.shares[place] * ranks for place in found.here])
-            losses = torch.stack([loss.to(weights) for loss in found.here.values()])
-            total = (weights[list(found.here)] * shares * losses).sum()
+            total = (weights * torch.stack([loss.to(weights) for loss in found.here.values()])).sum()
         if request.extra_loss is not None:
             total = total + request.extra_loss.to(weights) * (found.shares[-1] * ranks)
         return total

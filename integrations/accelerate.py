@@ -24,8 +24,6 @@ __all__ = ["backward", "surgery_metrics"]
 Losses: TypeAlias = Mapping[str, Tensor | None] | Sequence[Tensor | None] | Tensor
 Counts: TypeAlias = float | Mapping[str, float] | Sequence[float]
 
-_DATA_PARALLEL = ("NO", "MULTI_CPU", "MULTI_GPU")
-
 
 def backward(
     accelerator: Accelerator,
@@ -97,9 +95,9 @@ def prepared_wrapper(caller: str, accelerator: Accelerator, optimizer: object) -
             f"{got}. Wrap first: accelerator.prepare(gs.MultiObjectiveOptimizer(optimizer, gs.UPGrad()))."
         )
     kind = str(accelerator.distributed_type.value)
-    if kind not in _DATA_PARALLEL:
+    if kind != "NO" and not kind.startswith("MULTI_"):
         raise RuntimeError(
             f"{caller}: `accelerator` must keep the whole model in each process and differentiate with PyTorch, got "
-            f"distributed type {kind}. Launch with --multi_gpu or --multi_cpu."
+            f"distributed type {kind}. Launch several processes without it: DistributedDataParallel is supported."
         )
     return inner

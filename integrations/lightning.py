@@ -61,13 +61,15 @@ def scalarize(
     r"""Returns one scalar to train on, whose backward pass performs the surgery.
 
     In automatic optimization, ``training_step`` returns it. In manual optimization, ``self.manual_backward`` takes
-    it; ``optimizer.backward(losses)`` would know nothing of the Trainer's precision.
+    it; ``optimizer.backward(losses)`` would know nothing of the Trainer's precision. An optimizer that calls its
+    closure several times in a step (LBFGS) performs one surgery a call.
 
     .. math:: \nabla\, \mathrm{scalarize}(L) = \mathrm{aggregator}(J)
 
     Guarantees:
         a plain loop: bit-identical to one over ``MultiObjectiveOptimizer.scalarize``, with accumulation, clipping,
             precision plugins, schedulers and checkpoints. Each batch is one surgery, accumulated or not.
+        two ranks: equal to one process on the whole batch under the DDP strategy, up to rounding.
 
     Args:
         module: The LightningModule, within ``training_step``.
@@ -135,7 +137,7 @@ class SurgeryMonitor(Callback):
         surgery happens: in automatic optimization it raises where a step is trained without one.
 
     Args:
-        prefix: What the names start with.
+        prefix: Stands before every name.
         max_losses: Up to so many losses, >= 0, each one's numbers and each pair's cosine are logged.
 
     Raises:
@@ -151,7 +153,7 @@ class SurgeryMonitor(Callback):
         4
     """
 
-    def __init__(self, prefix: str = "surgery", *, max_losses: int = 10) -> None:
+    def __init__(self, prefix: str = "surgery/", *, max_losses: int = 10) -> None:
         if max_losses < 0:
             raise ValueError(
                 f"SurgeryMonitor: `max_losses` must be at least 0, got {max_losses}. 0 logs no loss by itself."
@@ -176,14 +178,14 @@ class SurgeryMonitor(Callback):
         optimizers = _wrapped(trainer)
         for position, optimizer in optimizers.items():
             surgery = optimizer.last_surgery
-            if surgery is self._seen[position]:
+            if surgery is self._seen.get(position):
                 self._check(trainer, pl_module, outputs)
                 continue
             self._seen[position] = surgery
             # What Lightning's own monitors ask, too: calls of log() for all pairs cost more than a small step.
             if surgery is not None and trainer._logger_connector.should_update_logs:
-                prefix = self.prefix if len(optimizers) == 1 else f"{self.prefix}/{position}"
-                pl_module.log_dict(surgery_metrics(surgery, f"{prefix}/", max_losses=self.max_losses), batch_size=1)
+                prefix = self.prefix if len(optimizers) == 1 else f"{self.prefix}{position}/"
+                pl_module.log_dict(surgery_metrics(surgery, prefix, max_losses=self.max_losses), batch_size=1)
 
     def _check(self, trainer: Any, pl_module: Any, outputs: Any) -> None:
         if pl_module.automatic_optimization and isinstance(outputs, Mapping) and outputs:

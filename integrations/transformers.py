@@ -48,6 +48,7 @@ class MultiObjectiveMixin(_Base):
     Guarantees:
         a plain loop: bit-identical to one with ``optimizer.backward``, with accumulation, clipping, bfloat16 and
             schedulers, and after resuming from a checkpoint, which holds the method's state and generator.
+        data parallel: under ``torchrun``, several processes do what one does with all of a batch, up to rounding.
 
     Args:
         args: As for the Trainer.

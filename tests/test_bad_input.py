@@ -1,7 +1,6 @@
 """What goes wrong raises with the name of what is wrong and what to do, and leaves everything as it was."""
 
 import copy
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -198,34 +197,18 @@ def test_freed_graphs_are_reported_by_torch() -> None:
         optimizer.backward([loss.exp() for loss in losses])
 
 
-def test_sharded_parameters_are_refused(tmp_path: Any) -> None:
+def test_sharded_parameters_need_an_engine_of_their_own(tmp_path: Any) -> None:
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor import DTensor
 
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
-        weight = nn.Parameter(distribute_tensor(torch.ones(4), init_device_mesh("cpu", (1,))))
-        optimizer = gs.MultiObjectiveOptimizer(torch.optim.SGD([weight], lr=0.1), gs.Sum())
-        with pytest.raises(RuntimeError, match="unsharded parameters only, got a parameter of shape .*, a DTensor"):
-            optimizer.backward([weight.sum().to_local()])
+        weight = nn.Parameter(DTensor.from_local(torch.ones(4), init_device_mesh("cpu", (1,))))
+        inner = torch.optim.SGD([weight], lr=0.1)
+        with pytest.raises(RuntimeError, match="`engine` must be 'sharded' .* parameter of shape .*, a DTensor"):
+            gs.MultiObjectiveOptimizer(inner, gs.Sum(), engine="loop").backward([weight.sum().to_local()])
+        surgery = gs.MultiObjectiveOptimizer(inner, gs.Sum()).backward([weight.sum().to_local() * k for k in (1, 2)])
+        assert surgery.engine.startswith("sharded")
+        assert torch.equal(weight.grad.to_local(), torch.full((4,), 3.0))
     finally:
         torch.distributed.destroy_process_group()
-
-
-def _rank(rank: int, folder: str) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    try:
-        model, optimizer = make()
-        with pytest.raises(RuntimeError, match="must have one rank, got 2"):
-            optimizer.backward(list(outputs(model)))
-        assert model.weight.grad is None
-        z = torch.ones(2, requires_grad=True)
-        with pytest.raises(RuntimeError, match="ImpartialityBlock: `torch.distributed` must have one rank"):
-            sum(part.sum() for part in gs.ImpartialityBlock(2, gs.Sum())(z)).backward()
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-@pytest.mark.skipif(os.name == "nt", reason="gloo over a file store")
-def test_several_ranks_are_refused_rather_than_wrong(tmp_path: Any) -> None:
-    torch.multiprocessing.spawn(_rank, args=(str(tmp_path),), nprocs=2)

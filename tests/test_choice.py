@@ -10,7 +10,7 @@ from support import assert_near
 from torch import Tensor, nn
 
 import gradsurgery as gs
-from gradsurgery.engines import Batched, Func, Ghost, Loop, choose_engine
+from gradsurgery.engines import Batched, Func, Ghost, Loop, Sharded, choose_engine
 from gradsurgery.engines.choice import Auto, predicted_saving
 from gradsurgery.engines.graph import reach
 from gradsurgery.engines.matching import matched_uses
@@ -139,11 +139,12 @@ def test_what_is_predicted_grows_with_width_and_losses_and_falls_with_rows() -> 
 
 
 def test_engines_by_name() -> None:
-    for name, kind in (("auto", Auto), ("batched", Batched), ("func", Func), ("ghost", Ghost), ("loop", Loop)):
+    kinds = {"auto": Auto, "batched": Batched, "func": Func, "ghost": Ghost, "loop": Loop, "sharded": Sharded}
+    for name, kind in kinds.items():
         assert type(choose_engine(name)) is kind
     engine = Ghost()
     assert choose_engine(engine) is engine
-    with pytest.raises(ValueError, match=r"`engine` must be one of \['auto', .*'loop'\] or an Engine, got 'best'"):
+    with pytest.raises(ValueError, match=r"`engine` must be one of \['auto', .*'sharded'\] or an Engine, got 'best'"):
         choose_engine("best")
 
 

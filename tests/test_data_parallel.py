@@ -313,9 +313,6 @@ def counted(sent: list[int], size: int) -> Any:
 
     for name in originals:
         setattr(dist, name, counting(name))
-    module._all_gather = counting(
-        "all_gather_single" if "all_gather_single" in originals else "all_gather_into_tensor"
-    )
     try:
         yield
     finally:

@@ -1,7 +1,6 @@
 """FSDP2 and tensor parallelism against one process on the whole batch."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,19 +20,7 @@ import gradsurgery as gs
 _VERSION = tuple(map(int, torch.__version__.split(".")[:2]))
 pytestmark = pytest.mark.skipif(_VERSION < (2, 7), reason="FSDP2 runs on the CPU from torch 2.7 on")
 
-
-@pytest.fixture(scope="module")
-def pair() -> Iterator[Crew]:
-    crew = Crew(2)
-    yield crew
-    crew.stop()
-
-
-@pytest.fixture(scope="module")
-def four() -> Iterator[Crew]:
-    crew = Crew(4)
-    yield crew
-    crew.stop()
+Crews = Callable[[int], Crew]
 
 
 class Net(nn.Module):
@@ -136,13 +123,6 @@ def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor], toleranc
         assert error <= tolerance, f"{name} is off by {error}"
 
 
-@contextmanager
-def raises(kind: type[Exception], *words: str) -> Iterator[None]:
-    with pytest.raises(kind) as caught:
-        yield
-    assert all(word in str(caught.value) for word in words), str(caught.value)
-
-
 def layouts(rank: int) -> None:
     expected = trained(made(), *batch(), gs.UPGrad(), steps=2)
     for how in ("layers", "root"):
@@ -152,8 +132,27 @@ def layouts(rank: int) -> None:
             assert_equal(trained(model, *part(rank), gs.UPGrad(), steps=2), expected)
 
 
-def test_every_layout_equals_one_process(pair: Crew) -> None:
-    pair(layouts)
+def test_every_layout_equals_one_process(crew: Crews) -> None:
+    crew(2)(layouts)
+
+
+def single(rank: int) -> None:
+    results = []
+    for one_loss in (True, False):
+        model = sharded()
+        optimizer = wrapped(model, gs.MGDA())
+        loss = losses_of(model, *part(rank))[0]["b"]
+        if one_loss:
+            optimizer.backward([loss])
+        else:
+            loss.backward()
+        optimizer.step()
+        results.append([own.detach().to_local() for own in named(optimizer).values()])
+    assert all(map(torch.equal, *results))
+
+
+def test_one_loss_is_bit_identical_to_the_wrapped_optimizer(crew: Crews) -> None:
+    crew(2)(single)
 
 
 def policies(rank: int) -> None:
@@ -174,8 +173,8 @@ def policies(rank: int) -> None:
         assert_equal({name: found[name] for name in gradients(optimizer)}, gradients(optimizer), 1e-2)
 
 
-def test_mixed_precision_policy(pair: Crew) -> None:
-    pair(policies)
+def test_mixed_precision_policy(crew: Crews) -> None:
+    crew(2)(policies)
 
 
 METHODS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
@@ -201,8 +200,8 @@ def methods(rank: int) -> None:
         assert_equal(trained(own, *part(rank, 2, dtype), method(), steps=3, **options), expected, 1e-9)
 
 
-def test_every_kind_of_method(pair: Crew) -> None:
-    pair(methods)
+def test_every_kind_of_method(crew: Crews) -> None:
+    crew(2)(methods)
 
 
 def items(rank: int) -> None:
@@ -219,8 +218,8 @@ def items(rank: int) -> None:
         assert_equal(*results, 1e-9)
 
 
-def test_batches_of_different_sizes(pair: Crew) -> None:
-    pair(items)
+def test_batches_of_different_sizes(crew: Crews) -> None:
+    crew(2)(items)
 
 
 def clipped(model: Any, x: Tensor, y: Tensor) -> dict[str, Tensor]:
@@ -247,8 +246,8 @@ def clipped_halves(model: Any, x: Tensor, y: Tensor) -> dict[str, Tensor]:
     return {"norm": norm, **gradients(optimizer)}
 
 
-def test_accumulation_and_clipping(pair: Crew) -> None:
-    pair(trainers)
+def test_accumulation_and_clipping(crew: Crews) -> None:
+    crew(2)(trainers)
 
 
 def scaled(rank: int) -> None:
@@ -274,8 +273,8 @@ def scaled(rank: int) -> None:
     assert all(torch.equal(whole(own.detach()), stale[name]) for name, own in named(optimizer).items())
 
 
-def test_an_overflow_on_one_rank_skips_the_step_on_all(pair: Crew) -> None:
-    pair(scaled)
+def test_an_overflow_on_one_rank_skips_the_step_on_all(crew: Crews) -> None:
+    crew(2)(scaled)
 
 
 def wires(rank: int) -> None:
@@ -296,14 +295,18 @@ def wires(rank: int) -> None:
     assert sorted(sent) == [3, 9], sent  # the losses, and the Gramian
 
 
-def test_the_gramian_is_all_that_is_sent(pair: Crew) -> None:
-    pair(wires)
+def test_the_gramian_is_all_that_is_sent(crew: Crews) -> None:
+    crew(2)(wires)
 
 
 def mixtures(rank: int) -> None:
     """Whole parameters beside sharded ones, gradients that are there already, checkpoints, jacobian()."""
-    plain, own = made(), made()
-    sharded(own, "root", ignored_params={own.trunk[0].weight, own.heads["b"].bias})
+
+    def some_sharded(dtype: torch.dtype = torch.float32) -> Any:
+        model = made(dtype=dtype)
+        return sharded(model, "root", ignored_params={model.trunk[0].weight, model.heads["b"].bias})
+
+    plain, own = made(), some_sharded()
     expected, found = wrapped(plain, gs.UPGrad()), wrapped(own, gs.UPGrad())
     for optimizer, model, data in ((expected, plain, batch()), (found, own, part(rank))):
         for _ in range(2):
@@ -312,6 +315,14 @@ def mixtures(rank: int) -> None:
     assert_equal(gradients(found), gradients(expected))
     rows, reference = found.jacobian(losses_of(own, *part(rank))[0]), expected.jacobian(losses_of(plain, *batch())[0])
     assert_equal(dict(enumerate(map(whole, rows))), dict(enumerate(reference)), 1e-5)  # type: ignore[arg-type]
+    results = []
+    for model, data in (
+        (made(dtype=torch.float64), batch(torch.float64)),
+        (some_sharded(torch.float64), part(rank, 2, torch.float64)),
+    ):
+        drop = gs.GradDrop(generator=torch.Generator().manual_seed(1))
+        results.append(trained(model, *data, gs.Chain(gs.IMTLG(), drop), steps=2))
+    assert_equal(*results, 1e-9)
     again = wrapped(own, gs.UPGrad())
     again.load_state_dict(found.state_dict())
     moments = [whole(again.state[parameter]["exp_avg"]) for parameter in named(again).values()]
@@ -319,8 +330,12 @@ def mixtures(rank: int) -> None:
     assert_equal(dict(enumerate(moments)), dict(enumerate(reference)))  # type: ignore[arg-type]
 
 
-def test_parameters_that_are_not_sharded_beside_others(pair: Crew) -> None:
-    pair(mixtures)
+def test_parameters_that_are_not_sharded_beside_others(crew: Crews) -> None:
+    crew(2)(mixtures)
+
+
+def interrupted(gradient: Tensor) -> None:
+    raise ZeroDivisionError
 
 
 def refusals(rank: int) -> None:
@@ -341,8 +356,15 @@ def refusals(rank: int) -> None:
     else:
         refused("each rank must have each loss", optimizer, c=None)
         refused("on all ranks or on none where .* got \\['c'\\]", optimizer, c=torch.ones(()))
+    losses, _ = losses_of(model, x, y)
+    losses["c"].register_hook(interrupted)
+    with pytest.raises(ZeroDivisionError):
+        optimizer.backward(losses)
+    assert_equal(gradients(optimizer), before, 0.0)
     refused("`engine` must be 'sharded'", wrapped(model, gs.UPGrad(), engine="loop"))
     refused("part of each gradient", wrapped(model, gs.aggregators.MoCo()))
+    with pytest.raises(RuntimeError, match="can do with one batch"):
+        wrapped(model, gs.aggregators.SDMGrad()).observe({}, {})
     handle = model.trunk[0].weight.register_post_accumulate_grad_hook(lambda parameter: None)
     refused("post-accumulate-grad hooks", wrapped(model, gs.UPGrad()))
     handle.remove()
@@ -358,8 +380,8 @@ def refusals(rank: int) -> None:
     refused("the optimizer holds, and", gs.MultiObjectiveOptimizer(torch.optim.SGD(few, lr=0.1), gs.UPGrad()))
 
 
-def test_what_would_go_wrong_is_refused_on_all_ranks(pair: Crew) -> None:
-    pair(refusals)
+def test_what_would_go_wrong_is_refused_on_all_ranks(crew: Crews) -> None:
+    crew(2)(refusals)
 
 
 PLAN = {"up": ColwiseParallel(), "down": RowwiseParallel()}
@@ -379,8 +401,8 @@ def tensor_parallel(rank: int) -> None:
         dist.barrier()
 
 
-def test_tensor_parallel(pair: Crew) -> None:
-    pair(tensor_parallel)
+def test_tensor_parallel(crew: Crews) -> None:
+    crew(2)(tensor_parallel)
 
 
 def two_dimensions(rank: int) -> None:
@@ -396,5 +418,5 @@ def two_dimensions(rank: int) -> None:
         wrapped(model, gs.UPGrad()).backward(losses_of(model, *part(rank // 2))[0])
 
 
-def test_two_dimensions_of_ranks(four: Crew) -> None:
-    four(two_dimensions)
+def test_two_dimensions_of_ranks(crew: Crews) -> None:
+    crew(4)(two_dimensions)

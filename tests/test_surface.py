@@ -160,13 +160,14 @@ def test_validation_is_not_by_assert() -> None:
 
 
 def test_imports_point_one_way() -> None:
-    """integrations -> optimizer, block -> engines -> aggregators -> solvers -> kernels, never back."""
+    """integrations -> optimizer, block -> engines -> aggregators -> solvers -> kernels, distributed, never back."""
     below = {
+        "distributed": set(),
         "kernels": set(),
         "solvers": {"kernels"},
-        "aggregators": {"generators", "kernels", "learning", "solvers", "state"},
+        "aggregators": {"distributed", "generators", "kernels", "learning", "solvers", "state"},
         "scalarizers": {"learning", "state"},
-        "engines": {"kernels", "losses", "sharing"},
+        "engines": {"distributed", "kernels", "losses", "sharing"},
     }
     for layer, allowed in below.items():
         folder = ROOT / "gradsurgery" / layer

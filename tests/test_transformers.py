@@ -1,6 +1,7 @@
 """The Trainer of Transformers against plain loops: the same numbers, bit for bit."""
 
 import functools
+import importlib
 import os
 import runpy
 import subprocess
@@ -72,8 +73,8 @@ class InOrder(MultiObjectiveTrainer):
 def arguments(folder: Path, **options: Any) -> TrainingArguments:
     defaults = {
         "num_train_epochs": 1, "per_device_train_batch_size": BATCH, "gradient_accumulation_steps": ACCUMULATION,
-        "learning_rate": 0.05, "optim": "adamw_torch", "max_grad_norm": 0.5, "warmup_steps": 2, "save_strategy": "no",
-        "logging_steps": 1, "report_to": [], "use_cpu": True, "disable_tqdm": True,
+        "learning_rate": 0.05, "optim": "adamw_torch", "max_grad_norm": 130.0, "warmup_steps": 2, "logging_steps": 1,
+        "save_strategy": "no", "report_to": [], "use_cpu": True, "disable_tqdm": True,
     }  # fmt: skip
     return TrainingArguments(str(folder), **defaults | options)
 
@@ -110,7 +111,7 @@ def plain_loop(method: Any, precision: str = "no", dtype: torch.dtype = torch.fl
         if number % ACCUMULATION == 0:
             for parameter in model.parameters():
                 parameter.grad /= ACCUMULATION
-            nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            nn.utils.clip_grad_norm_(model.parameters(), 130.0)
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
@@ -163,6 +164,8 @@ def test_compiled_models(tmp_path: Path) -> None:
         assert hasattr(trainer.model_wrapped, "_orig_mod") == bool(compiling)
         found.append(model)
     assert difference(*found) < 1e-6
+    with pytest.raises(RuntimeError, match="tag_shared"):
+        trainer_of(Model(), tmp_path, aggregator=gs.UPGrad(), options=compiling).train()
 
 
 def test_logs_the_latest_surgery(tmp_path: Path) -> None:
@@ -364,6 +367,13 @@ def test_sharded_models(tmp_path: Path) -> None:
     trainer.accelerator.state.distributed_type = DistributedType.FSDP
     with pytest.raises(RuntimeError, match="whole model in each process.*FSDP"):
         trainer.compute_loss(trainer.model, {"x": torch.ones(1, 4), "labels": torch.ones(1, 3)})
+
+
+def test_without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.delitem(sys.modules, "gradsurgery.integrations.transformers")
+    with pytest.raises(ImportError, match=r'pip install "gradsurgery\[transformers\]"'):
+        importlib.import_module("gradsurgery.integrations.transformers")
 
 
 # --- the example -------------------------------------------------------------------------------------------------

@@ -47,6 +47,16 @@ class Aggregator(Stateful, ABC):
         """Where the columns of a block of this call lie in the whole; None where they are the whole."""
         return None if self._share is None or self._share.places is None else self._share.places[block]
 
+    def gramian_of_all(self, blocks: Sequence[Tensor]) -> Tensor:
+        """The Gramian ``(1, K, K)`` of all columns; those that several processes have count once."""
+        places = [self.place(block) for block in range(len(blocks))]
+        copies = [1 if place is None else place.copies for place in places]
+        parts = [
+            kernels.gramian([block for block, own in zip(blocks, copies, strict=True) if own == count]) / count
+            for count in sorted(set(copies))
+        ]
+        return self.total(parts[0] if len(parts) == 1 else torch.stack(parts).sum(0))
+
     @contextmanager
     def seeing(self, share: Share | None) -> Iterator[None]:
         """Tells the method that it sees only a share of the columns, if any."""
@@ -292,7 +302,7 @@ class GramianAggregator(Aggregator):
     def direction(
         self, blocks: Sequence[Tensor], losses: Tensor | None = None, at: Tensor | None = None
     ) -> list[Tensor]:
-        gramian = self.total(kernels.gramian(blocks))
+        gramian = self.gramian_of_all(blocks)
         weights = self.solve(gramian[0], losses, rows=self._rows)
         return kernels.combine(blocks, weights.unsqueeze(0))
 

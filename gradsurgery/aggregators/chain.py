@@ -85,7 +85,7 @@ class Chain(GramianAggregator):
     ) -> list[Tensor]:
         if not self.needs_jacobian:
             return super().direction(blocks, losses, at)
-        weights = self._reweigh(list(self.methods)[:-1], self.total(kernels.gramian(blocks))[0], losses)
+        weights = self._reweigh(list(self.methods)[:-1], self.gramian_of_all(blocks)[0], losses)
         scaled = [  # not in half precision, where products overflow
             rows * weights.to(rows).view(-1, *[1] * (rows.ndim - 1)) for rows in map(kernels.widened, blocks)
         ]

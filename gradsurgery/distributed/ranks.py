@@ -1,5 +1,6 @@
 """The processes that train one model together, and the few things they do together."""
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,11 +19,16 @@ class Ranks:
     """
 
     def __init__(self, group: "dist.ProcessGroup") -> None:
-        self.group = group
+        self._group = weakref.ref(group)  # one that outlives destroy_process_group aborts the interpreter at its end
         self.size = dist.get_world_size(group)
         self.rank = dist.get_rank(group)
         self.has_host_backend = "cpu" in dist.get_backend_config(group)
         self._fingerprints: dict[str, Fingerprint] = {}
+
+    @property
+    def group(self) -> Any:
+        """The group; None once it has been destroyed."""
+        return self._group()
 
     def total(self, partial: Tensor) -> Tensor:
         """The sum over the ranks, the same bits on each."""
@@ -94,7 +100,7 @@ class Peers:
             )
         self._group = process_group
         self._caller = caller
-        self._known: tuple[Any, Ranks] | None = None
+        self._known: Ranks | None = None
         self.have_followed = False
         """Whether all have taken over what the first rank remembers."""
 
@@ -103,11 +109,11 @@ class Peers:
         if not (dist.is_available() and dist.is_initialized()):
             return None
         group = dist.group.WORLD if self._group is None else self._group
-        if self._known is None or self._known[0] is not group:
+        if self._known is None or self._known.group is not group:
             if group is None or dist.get_world_size(group) == 1:
                 return None
-            self._known = group, Ranks(group)
-        return self._known[1]
+            self._known, self.have_followed = Ranks(group), False
+        return self._known
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Peers":
         return Peers(self._group, self._caller)

@@ -11,10 +11,12 @@ class Place(NamedTuple):
     Args:
         shape: Of the whole, as it is indexed.
         slices: One a dimension.
+        copies: How many processes have the same columns.
     """
 
     shape: tuple[int, ...]
     slices: tuple[slice, ...]
+    copies: int = 1
 
 
 class Share(Protocol):

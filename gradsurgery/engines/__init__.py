@@ -9,6 +9,7 @@ from .ghost import Ghost
 from .instances import Instances
 from .loop import Loop
 from .per_loss import Block, Jacobian, PerLossGradients, PlainSum, SharedGradients
+from .sharded import Sharded
 
 __all__ = [
     "Batched",
@@ -22,6 +23,7 @@ __all__ = [
     "PerLossGradients",
     "PlainSum",
     "Request",
+    "Sharded",
     "SharedGradients",
     "all_items",
     "choose_engine",

@@ -6,6 +6,7 @@ keeps the graph where it knows of donated buffers, but does not know of them whe
 key of the cache of inductor's graphs says nothing about donation.
 """
 
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,7 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from torch import Tensor, nn
 
+from ..eager import uncompiled
 from .graph import Node, Reach
 
 CURE = (
@@ -42,9 +44,9 @@ def protect(graph: Reach) -> None:
         Nothing without compiled parts. One comparison for each compiled graph; for those that write over what they
         have saved, a copy of it, made and put back, in each pass that keeps the graph.
     """
-    if not graph.compiled:
+    if not graph.compiled or _is_taken_over():
         return
-    parameters = frozenset(leaf.untyped_storage().data_ptr() for leaf in graph.leaves)
+    parameters = frozenset(leaf.untyped_storage().data_ptr() for leaf in graph.leaves if _has_own_memory(leaf))
     for node in graph.compiled:
         if _GUARDED not in node.metadata:
             node.metadata[_GUARDED] = True
@@ -67,6 +69,11 @@ def donation_explained() -> Iterator[None]:
         ) from error
 
 
+def _is_taken_over() -> bool:
+    """Whether compiled autograd makes passes of its own from the parts, which leave alone what was saved."""
+    return bool(getattr(sys.modules.get("torch._dynamo.compiled_autograd"), "compiled_autograd_enabled", False))
+
+
 class _Guard:
     """Stands before and behind one compiled node.
 
@@ -81,6 +88,7 @@ class _Guard:
         self._copies: list[tuple[Tensor, Tensor]] = []
         self._donated: tuple[Any] | None = None
 
+    @uncompiled
     def before(self, _: Any) -> None:
         """Copies what may be written over."""
         node = self._node()
@@ -98,6 +106,7 @@ class _Guard:
             self._donated = (donated,)
             graph.metadata.bw_donated_idxs = []  # else torch refuses this pass
 
+    @uncompiled
     def after(self, _: Any, gradients: Iterable[Tensor | None]) -> None:
         """Notes whether something was written over, and puts it back."""
         node = self._node()

@@ -4,8 +4,9 @@
 :class:`Func` puts it under a closure over ordinary modules.
 """
 
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -169,7 +170,7 @@ class _Forward:
         self.buffers: list[tuple[nn.Module, str]] = []
 
     def __call__(self, values: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        with _swapped(self._places, values), EagerMasks():
+        with _swapped(self._places, values), EagerMasks(), _compiling_nothing():
             self.names, scalars, self.all_names = named_losses(self._closure(), differentiable=False)
             after = [module._buffers[name] for module, name in self._places.buffers]
             buffers = [value for value in after if value is not None]
@@ -237,6 +238,12 @@ def _swapped(places: _Places, values: list[Tensor]) -> Iterator[None]:
                 module._parameters[name] = cast(nn.Parameter, parameter)
         for (module, name), original in zip(places.buffers, originals, strict=True):
             module._buffers[name] = original
+
+
+def _compiling_nothing() -> AbstractContextManager[object]:
+    """Runs compiled functions as they were written: torch.func needs that, and they would stay so for good."""
+    loaded = "torch._dynamo" in sys.modules  # else nothing is compiled, and loading it takes long
+    return torch.compiler.set_stance("force_eager") if loaded else nullcontext()
 
 
 @contextmanager

@@ -20,6 +20,9 @@ from .samples.shared import PerSample
 from .samples.sites import Site, Sites, Target, known_uses, sites_of
 from .uses import Use
 
+_MANY = 1000
+"""So many structures are remembered at most: shapes may change from batch to batch."""
+
 
 class Instances(Engine):
     r"""Gramian and direction of the losses of N samples, given as one tensor, by one backward pass of their sum.
@@ -117,6 +120,8 @@ class Instances(Engine):
         found = probe(every, samples.count, self._probes, lambda members: samples.deltas(edges, members))
         sites = sites_of(samples.graph, samples.shared, uses, found.layouts, samples.request.names)
         if found.is_conclusive:
+            if len(self._known) >= _MANY:
+                self._known.clear()
             self._known[structure] = tuple(found.layouts[use] for use in every)
         return sites, found.deltas
 

@@ -70,8 +70,8 @@ class Sharded(Engine):
             for gradient in gradients.values():
                 plain.add([parameter], [gradient])
         rest = [(parameter, averaged(parameter, gradient, ranks)) for parameter, gradient in plain.items()]
-        places, copies = map(_place, shared), [_copies(parameter, ranks) for parameter in shared]
-        jacobian = Shards(blocks, list(places), copies, ranks)
+        places = [_place(parameter, ranks) for parameter in shared]
+        jacobian = Shards(blocks, places, [place.copies for place in places], ranks)
         how = f"sharded: one ordinary backward pass a loss, rows spread over {ranks.size} ranks"
         return PerLossGradients(found.names, found.all_names, found.values, jacobian, rest, how)
 
@@ -124,22 +124,16 @@ def _distributed(local: Tensor, parameter: Any) -> Tensor:
     )
 
 
-def _copies(parameter: Any, ranks: Ranks) -> int:
-    """How many ranks have the entries of a parameter that this one has."""
-    if not is_sharded(parameter):
-        return ranks.size
-    sizes = zip(parameter.device_mesh.shape, parameter.placements, strict=True)
-    return math.prod(size for size, placement in sizes if placement.is_replicate())
-
-
-def _place(parameter: Any) -> Place:
-    """Where this rank's columns of a parameter lie."""
+def _place(parameter: Any, ranks: Ranks) -> Place:
+    """Where this rank's columns of a parameter lie, and how many ranks have the same."""
     shape = tuple(parameter.shape)
     if not is_sharded(parameter):
-        return Place(shape, tuple(slice(0, length) for length in shape))
+        return Place(shape, tuple(slice(0, length) for length in shape), ranks.size)
+    sizes = zip(parameter.device_mesh.shape, parameter.placements, strict=True)
+    copies = math.prod(size for size, placement in sizes if placement.is_replicate())
     (chunk,) = parameter.__create_chunk_list__()
     ends = [offset + length for offset, length in zip(chunk.offsets, chunk.sizes, strict=True)]
-    return Place(shape, tuple(map(slice, chunk.offsets, ends)))
+    return Place(shape, tuple(map(slice, chunk.offsets, ends)), copies)
 
 
 def _check_declared(request: Request, graph: Reach) -> None:
