@@ -13,6 +13,7 @@ from .adapters import SurgeryClosure, SurgeryOnBackward
 from .aggregators import Aggregator
 from .delegation import DelegatingOptimizer, names_in, parameters_in
 from .distributed import Counts, Peers
+from .eager import uncompiled
 from .engines import Engine, Instances, Request, choose_engine
 from .losses import Losses, LossValues, check_extra_loss, check_instances, named_losses, split_instances, values_of
 from .ownership import Claim
@@ -106,6 +107,7 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
         """What the most recent surgery did, also when :meth:`scalarize` or a closure led to it."""
         return self._run.last
 
+    @uncompiled
     def backward(
         self,
         losses: Losses,
@@ -197,6 +199,7 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
 
     step.hooked = True  # type: ignore[attr-defined]
 
+    @uncompiled
     def scalarize(
         self, losses: LossValues, *, extra_loss: Tensor | None = None, counts: Counts | None = None
     ) -> Tensor:
@@ -240,6 +243,7 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
         result: Tensor = SurgeryOnBackward.apply(handle, value, perform)  # type: ignore[no-untyped-call]
         return result
 
+    @uncompiled
     def jacobian(self, losses: Losses, *, grad_scaler: "torch.amp.GradScaler | None" = None) -> list[Tensor]:
         """Differentiates the losses and changes no ``.grad`` and no state; what it finds to be shared stays shared.
 
@@ -260,6 +264,7 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
         """
         return list(self._run.jacobian(self._request(losses, scale=_scale_of(grad_scaler)))[1].values())
 
+    @uncompiled
     def observe(self, first: Losses, second: Losses, *, grad_scaler: "torch.amp.GradScaler | None" = None) -> None:
         """Shows the method the gradients of two batches, for those that need them before :meth:`backward`.
 
@@ -278,6 +283,7 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
         scale = _scale_of(grad_scaler)
         self._run.observe(self._request(first, scale=scale), self._request(second, scale=scale))
 
+    @uncompiled
     def update(self, losses: LossValues, *, counts: Counts | None = None) -> None:
         """Shows the losses after the step to a scalarizer that takes a second look (FAMO); others do not mind.
 

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from .aggregators import Aggregator, CrossBatch
 from .distributed import Agreement, Counts, Peers, Ranks, described, state_of_first
+from .eager import uncompiled
 from .engines import Engine, Instances, PerLossGradients, Request, all_items
 from .engines.averages import averages
 from .engines.base import is_sharded
+from .engines.donation import donation_explained
 from .engines.workspace import Workspace
 from .losses import Losses, check_instances, named_losses, split_instances
 from .ownership import Claim
@@ -133,6 +135,7 @@ class Run:
                 self.sharing.discovered[wrapped[position]] = True
         self.settings.peers.have_followed = True
 
+    @uncompiled
     def perform(self, request: Request, first: Surgery | None = None) -> Surgery:
         """Does one surgery, with the weights of the first one of the step if this is a later one."""
         with request.agreement or nullcontext():
@@ -245,7 +248,8 @@ class Run:
 
     def _differentiate(self, request: Request, *, whole: bool = False) -> PerLossGradients:
         engine = self.settings.instances if isinstance(request.losses, Tensor) else self.settings.engine
-        found = engine.differentiate(request)
+        with donation_explained():
+            found = engine.differentiate(request)
         if request.agreement is None or engine.suited_to(request.wrapped).adds_up:
             return found
         method = self.settings.method
