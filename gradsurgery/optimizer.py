@@ -42,6 +42,9 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
     then take a single backward pass (see :class:`gradsurgery.engines.Instances`). All that the losses reach is shared
     unless declared otherwise. Methods must be without a state, as a sample is not the same objective in every step.
 
+    Where ``torch.distributed`` is set up, each surgery is one of the losses averaged over the ranks; all ranks take part
+    in each :meth:`backward`, and none needs ``DistributedDataParallel``, nor is hindered by it.
+
     Guarantees:
         an optimizer: schedulers, hooks, scalers, checkpoints and clipping work as on the wrapped one.
         one loss: bit-identical to the wrapped optimizer, for every method that guarantees one_loss_is_identity.
@@ -52,8 +55,9 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
         aggregator: The method: an aggregator, or a scalarizer, which weighs the losses in one backward pass, on all
             parameters alike.
         shared: Modules or parameters that the losses share. ``None``: the tagged ones, or found automatically.
-        engine: How gradients are obtained: ``"loop"``, ``"ghost"``, ``"batched"``, ``"func"``, an engine,
-            or ``"auto"``, which predicts whether ``"ghost"`` or ``"loop"`` is cheaper. Not for a scalarizer.
+        engine: How gradients are obtained: ``"loop"``, ``"ghost"``, ``"batched"``, ``"func"``, ``"sharded"``, an
+            engine, or ``"auto"``, which predicts whether ``"ghost"`` or ``"loop"`` is cheaper, and takes ``"sharded"``
+            for DTensors. Not for a scalarizer.
         scope: One surgery over all shared parameters together, or one for each module or tensor.
         process_group: The ranks whose losses are averaged. ``None``: all, where ``torch.distributed`` is set up.
 
@@ -63,7 +67,9 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
 
     Cost:
         With ``"loop"``, K backward passes and K x P numbers, P the number of shared parameters; with ``"ghost"``, K
-        backward passes that leave the weights out, and K times the layers' outputs.
+        backward passes that leave the weights out, and K times the layers' outputs. With N ranks, each sends
+        ``(N-1)/N ((K+1) P + 2 P_specific)`` numbers for P shared and P_specific other parameters, and ``O(K^2)``; for
+        a method that remembers gradients, or needs all of them, ``(N-1)/N 2 (K P + P_specific)``.
 
     Example:
         >>> model = nn.Linear(1, 2, bias=False)
