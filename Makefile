@@ -40,6 +40,7 @@ bench: $(READY)  ## measure; writes JSON under benchmarks/results
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/weights.py
 	$(BIN)/python benchmarks/accuracy.py
+	$(BIN)/python benchmarks/ranks.py
 
 build: $(READY)  ## a wheel under dist
 	$(BIN)/python -m build --wheel --no-isolation

@@ -178,13 +178,23 @@ class ImpartialityBlock(nn.Module):
             "aggregator": described(method),
             "rescale": f"{self.rescale}",
         }
-        Agreement(ranks, "ImpartialityBlock", aspects).presence([], [], {})
-        if not self._peers.have_followed:
-            first = state_of_first(ranks, dict(method.state_dict()))
-            if first is not None:
-                method.load_state_dict(first)
-            self._peers.have_followed = True
+        behind = not self._peers.have_followed
+        Agreement(
+            ranks, "ImpartialityBlock", aspects, follow=lambda: self._follow_first(ranks), behind=behind
+        ).presence([], [], {})
         return _Items(ranks)
+
+    def _follow_first(self, ranks: Ranks) -> None:
+        """Takes over what the first rank remembers, so that generators and states agree from the start."""
+        first = state_of_first(ranks, dict(self.aggregator.state_dict()))
+        if first is not None:
+            self.aggregator.load_state_dict(first)
+        self._peers.have_followed = True
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        """As in torch; other ranks may load something else."""
+        super()._load_from_state_dict(*arguments)
+        self._peers.have_followed = False
 
     def extra_repr(self) -> str:
         return f"num_branches={self.num_branches}, rescale={self.rescale}"

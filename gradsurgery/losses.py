@@ -137,6 +137,11 @@ def check_extra_loss(extra_loss: object) -> None:
         raise TypeError(
             f"MultiObjectiveOptimizer: `extra_loss` must be a scalar tensor or None, got {_kind(extra_loss)}."
         )
+    if _is_spread(extra_loss):
+        raise TypeError(
+            "MultiObjectiveOptimizer: `extra_loss` must be an ordinary tensor, got a DTensor. Hand over "
+            "extra_loss.full_tensor()."
+        )
 
 
 def _check_scalar(name: str, loss: object) -> Tensor:
@@ -150,7 +155,13 @@ def _check_scalar(name: str, loss: object) -> Tensor:
             f"MultiObjectiveOptimizer: loss {name!r} must be a floating point scalar, got shape {tuple(loss.shape)} "
             f"and {loss.dtype}. Reduce it first: loss.mean() or loss.sum()."
         )
-    return loss.reshape(()) if loss.ndim else loss
+    whole: Tensor = loss.full_tensor() if _is_spread(loss) else loss  # type: ignore[attr-defined]
+    return whole.reshape(()) if whole.ndim else whole
+
+
+def _is_spread(loss: Tensor) -> bool:
+    """Whether a loss is a DTensor, as tensor parallelism makes them under ``loss_parallel`` among others."""
+    return hasattr(loss, "full_tensor")
 
 
 def values_of(losses: Sequence[Tensor]) -> Tensor:

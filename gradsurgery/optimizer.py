@@ -150,7 +150,6 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
             RuntimeError: A loss depends on something that would be differentiated wrongly, the method remembers
                 gradients and one is sparse, or the losses are one tensor and samples mix.
         """
-        check_extra_loss(extra_loss)
         return self._run.perform(
             self._request(
                 losses,
@@ -233,11 +232,17 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
                 "MultiObjectiveOptimizer: `engine` must not need a callable for scalarize(), got "
                 f"{type(engine).__name__}. Use engine='loop'."
             )
-        check_extra_loss(extra_loss)
-        if isinstance(losses, Tensor):
-            check_instances(losses)
-        present = named_losses(split_instances(losses) if isinstance(losses, Tensor) else losses)
+        agreement = self._request(losses, extra_loss=extra_loss, counts=counts).agreement
+        with agreement or nullcontext():  # tells the other ranks, which go on to their backward()
+            check_extra_loss(extra_loss)
+            if isinstance(losses, Tensor):
+                check_instances(losses)
+            several = agreement is not None
+            present = named_losses(
+                split_instances(losses) if isinstance(losses, Tensor) else losses, may_be_absent=several
+            )
         terms = [*present.scalars, *([] if extra_loss is None else [extra_loss.reshape(())])]
+        terms = terms or [parameters_in(self.param_groups)[0].new_zeros(())]
         value = values_of(terms).sum().to(torch.promote_types(terms[0].dtype, torch.float32))
         named = losses if isinstance(losses, Tensor) else present.by_name()
 

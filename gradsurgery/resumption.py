@@ -72,8 +72,13 @@ class SurgeryState:
         """Loads what :meth:`state_dict` returned.
 
         Raises:
-            ValueError: It is of other owners.
+            ValueError: It is of other owners, or of something else.
         """
+        if _PACKED not in state_dict:
+            raise ValueError(
+                f"SurgeryState: `state_dict` must be what SurgeryState.state_dict() returned, got one with "
+                f"{sorted(state_dict)}. A wrapper loads its own: optimizer.load_state_dict()."
+            )
         file = io.BytesIO(state_dict[_PACKED])
         saved = torch.load(file, map_location="cpu", weights_only=True)
         if len(saved) != len(self._owners):

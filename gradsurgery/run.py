@@ -4,19 +4,20 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from .aggregators import Aggregator, CrossBatch
-from .distributed import Agreement, Counts, Peers, Ranks, described, state_of_first
+from .distributed import Agreement, Counts, Peers, Ranks, described, described_parameters, state_of_first
 from .eager import uncompiled
 from .engines import Engine, Instances, PerLossGradients, Request, all_items
 from .engines.averages import averages
 from .engines.base import is_sharded
 from .engines.donation import donation_explained
 from .engines.workspace import Workspace
-from .losses import Losses, check_instances, named_losses, split_instances
+from .losses import Losses, check_extra_loss, check_instances, named_losses, split_instances
 from .ownership import Claim
 from .scalarizers import Scalarizer
 from .scope import Scope
@@ -76,7 +77,7 @@ class Run:
         """Puts down what is to be differentiated, after checking that it is this wrapper's to differentiate."""
         self.claim.check(names)
         method = self.settings.method
-        agreement = self._agreement(wrapped, extra_loss, counts)
+        agreement = self._agreement(wrapped, names, extra_loss, counts)
         return Request(
             losses=losses,
             extra_loss=extra_loss,
@@ -90,7 +91,9 @@ class Run:
             agreement=agreement,
         )
 
-    def _agreement(self, wrapped: list[Tensor], extra_loss: Tensor | None, counts: Counts | None) -> Agreement | None:
+    def _agreement(
+        self, wrapped: list[Tensor], names: dict[int, str], extra_loss: Tensor | None, counts: Counts | None
+    ) -> Agreement | None:
         """What the ranks have to agree on, or None if this process is alone."""
         ranks = self.settings.peers.now()
         if ranks is None:
@@ -102,23 +105,17 @@ class Run:
                 f"ranks, which are added up, got {type(engine).__name__}. Use engine='auto' or engine='loop'."
             )
         positions = {parameter: position for position, parameter in enumerate(wrapped)}
-        shared = sorted(
-            {positions[parameter] for parameter in self.sharing.declared(wrapped) if parameter in positions}
-        )
+        shared = sorted({positions[each] for each in self.sharing.declared(wrapped) if each in positions})
         aspects = {
             "aggregator": described(self.settings.method),
             "shared": f"{shared or 'found automatically'}",
             "engine and scope": f"{type(engine).__name__}, {self.settings.scope}",
-            "parameters": f"{len(wrapped)} tensors of {sum(parameter.numel() for parameter in wrapped)} numbers",
+            "parameters": described_parameters(wrapped, names),
             "extra_loss": "none" if extra_loss is None else "one",
         }
-
-        def follow() -> None:
-            if not self.settings.peers.have_followed:
-                self._follow_first(ranks, wrapped)
-
-        caller = "MultiObjectiveOptimizer"
-        return Agreement(ranks, caller, aspects, counts=counts, same_losses=engine.adds_up, follow=follow)
+        caller, behind = "MultiObjectiveOptimizer", not self.settings.peers.have_followed
+        same, follow = engine.adds_up, partial(self._follow_first, ranks, wrapped)
+        return Agreement(ranks, caller, aspects, counts=counts, same_losses=same, follow=follow, behind=behind)
 
     def _follow_first(self, ranks: Ranks, wrapped: list[Tensor]) -> None:
         """Takes over what the first rank remembers, so that generators and states agree from the start."""
@@ -139,6 +136,7 @@ class Run:
     def perform(self, request: Request, first: Surgery | None = None) -> Surgery:
         """Does one surgery, with the weights of the first one of the step if this is a later one."""
         with request.agreement or nullcontext():
+            check_extra_loss(request.extra_loss)
             return self._performed(request, first)
 
     def _performed(self, request: Request, first: Surgery | None) -> Surgery:

@@ -9,7 +9,7 @@ from torch import Tensor
 from .engines import Jacobian, PerLossGradients, PlainSum, Request, all_items
 from .engines.averages import Averages, averages
 from .engines.base import is_sharded
-from .engines.ordinary import OrdinaryPasses, averaged, ranks_of
+from .engines.ordinary import OrdinaryPasses, averaged, ranks_of, reached_anywhere
 from .losses import named_losses, values_of
 from .scalarizers import Scalarizer
 from .surgery import Surgery, weights_of_first
@@ -60,12 +60,13 @@ def _total(request: Request, found: Averages, weights: Tensor, ranks: int) -> Te
     """What this rank contributes to the weighed sum of the losses of all ranks, times a number of ranks."""
     with torch.enable_grad():
         total = weights.new_zeros(())
-        if request.agreement is not None:
-            shares = [share * ranks for share in found.shares[:-1]]
-            weights = (weights * weights.new_tensor(shares))[list(found.here)]
-        if found.here:
-            total = (weights * torch.stack([loss.to(weights) for loss in found.here.values()])).sum()
-        if request.extra_loss is not None:
+        # one of no items may be NaN; where parameters are sharded, all ranks have to differentiate it even so
+        here = {place: loss for place, loss in found.here.items() if found.shares[place] or ranks > 1}
+        if here and request.agreement is not None:
+            weights = torch.stack([weights[place] * (found.shares[place] * ranks) for place in here])
+        if here:
+            total = (weights * torch.stack([loss.to(weights) for loss in here.values()])).sum()
+        if request.extra_loss is not None and (found.shares[-1] or ranks > 1):
             total = total + request.extra_loss.to(weights) * (found.shares[-1] * ranks)
         return total
 
@@ -93,6 +94,7 @@ def _of_shards(request: Request, found: Averages, weights: Tensor) -> list[tuple
         [_total(request, found, weights, ranks.size)], sharded=True
     )
     passes = OrdinaryPasses(request, graph)
-    gradients = passes.gradients(roots, 0)
+    gradients = {parameter: {0: gradient} for parameter, gradient in passes.gradients(roots, 0).items()}
     passes.finish()
-    return [(parameter, averaged(parameter, gradient, ranks)) for parameter, gradient in gradients.items()]
+    everywhere = reached_anywhere(request, gradients, 1, ranks)
+    return [(parameter, averaged(parameter, own[0], ranks)) for parameter, own in everywhere.items()]

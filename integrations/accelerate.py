@@ -1,13 +1,13 @@
 """Gradient surgery in a loop written with Accelerate: one call in the place of ``accelerator.backward``."""
 
-from collections.abc import Mapping, Sequence
-from typing import TypeAlias, cast
+from typing import cast
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from gradsurgery import MultiObjectiveOptimizer, Surgery
 
+from .losses import Counts, Losses
 from .metrics import surgery_metrics
 
 try:
@@ -20,9 +20,6 @@ except ImportError as error:
     ) from error
 
 __all__ = ["backward", "surgery_metrics"]
-
-Losses: TypeAlias = Mapping[str, Tensor | None] | Sequence[Tensor | None] | Tensor
-Counts: TypeAlias = float | Mapping[str, float] | Sequence[float]
 
 
 def backward(
@@ -37,7 +34,8 @@ def backward(
 
     The rest of the loop stays as it is: ``prepare``, ``accumulate``, ``clip_grad_norm_``, mixed precision, prepared
     schedulers, ``save_state`` and ``load_state``, which keep the method's state and generator too. While gradients
-    accumulate, each call is one surgery.
+    accumulate, each call is one surgery. What else a wrapper does is reached through ``optimizer.optimizer``:
+    ``last_surgery``, ``update``.
 
     Guarantees:
         a plain loop: bit-identical to one with ``optimizer.backward`` and without Accelerate.
@@ -55,7 +53,8 @@ def backward(
         What was done; :func:`surgery_metrics` turns it into numbers for ``accelerator.log``.
 
     Raises:
-        TypeError: ``optimizer`` was not wrapped, not prepared, or prepared first; else as ``scalarize``.
+        TypeError: ``optimizer`` was not wrapped, not prepared, or prepared before it was wrapped; else as
+            ``scalarize``.
         ValueError: As ``scalarize``.
         RuntimeError: The accelerator shards the model, or another library does its backward pass; else as
             :meth:`gradsurgery.MultiObjectiveOptimizer.backward`.
@@ -86,10 +85,11 @@ def prepared_wrapper(caller: str, accelerator: Accelerator, optimizer: object) -
         RuntimeError: The accelerator shards the model, or another library does its backward pass.
     """
     inner = optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else None
-    if not isinstance(inner, MultiObjectiveOptimizer):
-        got = type(optimizer).__name__
-        if isinstance(optimizer, AcceleratedOptimizer | MultiObjectiveOptimizer):
-            got += f" over {type(optimizer.optimizer).__name__}"
+    if not isinstance(inner, MultiObjectiveOptimizer) or isinstance(inner.optimizer, AcceleratedOptimizer):
+        got, layer = type(optimizer).__name__, optimizer
+        while isinstance(layer, AcceleratedOptimizer | MultiObjectiveOptimizer):
+            layer = layer.optimizer
+            got += f" over {type(layer).__name__}"
         raise TypeError(
             f"{caller}: `optimizer` must be a MultiObjectiveOptimizer that went through accelerator.prepare(), got "
             f"{got}. Wrap first: accelerator.prepare(gs.MultiObjectiveOptimizer(optimizer, gs.UPGrad()))."

@@ -20,10 +20,12 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import torch
 from torch import Tensor
 
 from gradsurgery import MultiObjectiveOptimizer, Surgery
 
+from .losses import Counts, Losses, total
 from .metrics import surgery_metrics
 
 if TYPE_CHECKING:
@@ -31,9 +33,6 @@ if TYPE_CHECKING:
     import pytorch_lightning as old
     from lightning.pytorch import Callback
     from torch.optim import Optimizer
-
-    from gradsurgery.distributed import Counts
-    from gradsurgery.losses import LossValues
 
     AnyModule: TypeAlias = new.LightningModule | old.LightningModule
     AnyOptimizer: TypeAlias = (
@@ -52,17 +51,18 @@ else:
 
 def scalarize(
     module: "AnyModule",
-    losses: "LossValues",
+    losses: Losses,
     *,
     extra_loss: Tensor | None = None,
-    counts: "Counts | None" = None,
+    counts: Counts | None = None,
     optimizer: "AnyOptimizer | None" = None,
 ) -> Tensor:
     r"""Returns one scalar to train on, whose backward pass performs the surgery.
 
     In automatic optimization, ``training_step`` returns it. In manual optimization, ``self.manual_backward`` takes
     it; ``optimizer.backward(losses)`` would know nothing of the Trainer's precision. An optimizer that calls its
-    closure several times in a step (LBFGS) performs one surgery a call.
+    closure several times in a step (LBFGS) performs one surgery a call. Where gradients are off, as in
+    ``validation_step``, it is the sum and no more.
 
     .. math:: \nabla\, \mathrm{scalarize}(L) = \mathrm{aggregator}(J)
 
@@ -73,21 +73,22 @@ def scalarize(
 
     Args:
         module: The LightningModule, within ``training_step``.
-        losses: A dict or sequence of scalars, as for :meth:`MultiObjectiveOptimizer.backward`.
-        extra_loss: A scalar whose gradient is added outside the surgery.
-        counts: With several ranks and unequal batches, how many items each loss is the average of on this one.
+        losses: As for :meth:`gradsurgery.MultiObjectiveOptimizer.scalarize`.
+        extra_loss: As for :meth:`gradsurgery.MultiObjectiveOptimizer.scalarize`.
+        counts: As for :meth:`gradsurgery.MultiObjectiveOptimizer.scalarize`; for batches that differ in size from
+            device to device.
         optimizer: One of ``self.optimizers()``. ``None``: the only one.
 
     Returns:
         The sum of the losses and the extra loss, a scalar.
 
     Raises:
-        TypeError: The optimizer is not wrapped, or as :meth:`MultiObjectiveOptimizer.scalarize`.
-        ValueError: There is not exactly one optimizer and none is given, or as
-            :meth:`MultiObjectiveOptimizer.scalarize`.
+        TypeError: The optimizer is not wrapped; else as :meth:`gradsurgery.MultiObjectiveOptimizer.scalarize`.
+        ValueError: There is not exactly one optimizer and none is given; else as
+            :meth:`gradsurgery.MultiObjectiveOptimizer.scalarize`.
 
     Cost:
-        That of :meth:`MultiObjectiveOptimizer.backward`, in the scalar's backward pass.
+        That of :meth:`gradsurgery.MultiObjectiveOptimizer.backward`, in the scalar's backward pass.
 
     Example:
         >>> model = nn.Linear(1, 2, bias=False)  # in the place of a LightningModule
@@ -98,6 +99,8 @@ def scalarize(
         >>> model.weight.grad.flatten()
         tensor([-0.2000,  0.6000])
     """
+    if not torch.is_grad_enabled():
+        return total(losses, extra_loss)
     chosen = _only_optimizer(module) if optimizer is None else optimizer
     if not isinstance(chosen, MultiObjectiveOptimizer):
         raise TypeError(
@@ -113,7 +116,8 @@ def _only_optimizer(module: "AnyModule") -> object:
         return found
     if not found:
         raise ValueError(
-            "scalarize: `module` must be in training, got one without optimizers. Outside of fit(), sum the losses."
+            "scalarize: `module` must be in training, got one without optimizers. Outside of fit(), call it under "
+            "torch.no_grad() for the sum."
         )
     raise ValueError(
         f"scalarize: `optimizer` must be given where there are several, got None with {len(found)}. Hand over one of "
@@ -134,7 +138,7 @@ class SurgeryMonitor(Callback):
 
     Guarantees:
         nothing is changed: parameters and states are bit-identical with and without it.
-        surgery happens: in automatic optimization it raises where a step is trained without one.
+        surgery happens: in automatic optimization it raises where a batch is trained without one.
 
     Args:
         prefix: Stands before every name.
@@ -178,21 +182,26 @@ class SurgeryMonitor(Callback):
         optimizers = _wrapped(trainer)
         for position, optimizer in optimizers.items():
             surgery = optimizer.last_surgery
-            if surgery is self._seen.get(position):
-                self._check(trainer, pl_module, outputs)
-                continue
+            happened = surgery is not self._seen.get(position)
+            if pl_module.automatic_optimization and isinstance(outputs, Mapping) and happened != bool(outputs):
+                _raise_for(pl_module, happened)
             self._seen[position] = surgery
-            # What Lightning's own monitors ask, too: calls of log() for all pairs cost more than a small step.
-            if surgery is not None and trainer._logger_connector.should_update_logs:
+            if happened and surgery is not None and _logging(trainer):
                 prefix = self.prefix if len(optimizers) == 1 else f"{self.prefix}{position}/"
                 pl_module.log_dict(surgery_metrics(surgery, prefix, max_losses=self.max_losses), batch_size=1)
 
-    def _check(self, trainer: Any, pl_module: Any, outputs: Any) -> None:
-        if pl_module.automatic_optimization and isinstance(outputs, Mapping) and outputs:
-            raise RuntimeError(
-                f"SurgeryMonitor: `training_step` must return what scalarize() gives, got a loss without surgery. "
-                f"Return scalarize(self, losses) from {type(pl_module).__name__}.training_step."
-            )
+
+def _raise_for(module: Any, happened: bool) -> None:
+    got = "None, and a surgery whose gradients the Trainer has set to zero" if happened else "a loss without surgery"
+    raise RuntimeError(
+        f"SurgeryMonitor: `training_step` must return what scalarize() gives, got {got}. Return scalarize(self, "
+        f"losses) from {type(module).__name__}.training_step."
+    )
+
+
+def _logging(trainer: Any) -> bool:
+    """What Lightning's own monitors ask, too; calls of ``log`` for all pairs cost more than a small step."""
+    return bool(getattr(getattr(trainer, "_logger_connector", None), "should_update_logs", True))
 
 
 def _wrapped(trainer: Any) -> dict[int, MultiObjectiveOptimizer]:

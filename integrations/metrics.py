@@ -23,6 +23,7 @@ def surgery_metrics(surgery: Surgery, prefix: str = "surgery/", *, max_losses: i
         max_losses: Up to so many losses, >= 0, each one's numbers and each pair's cosine are given.
 
     Raises:
+        TypeError: ``surgery`` is something else.
         ValueError: ``max_losses`` is negative.
 
     Cost:
@@ -42,6 +43,11 @@ def surgery_metrics(surgery: Surgery, prefix: str = "surgery/", *, max_losses: i
         surgery/lowest_cosine -1.0
         surgery/conflicting 1.0
     """
+    if not isinstance(surgery, Surgery):
+        raise TypeError(
+            f"surgery_metrics: `surgery` must be what backward() returned, got {type(surgery).__name__}. "
+            f"optimizer.last_surgery is None until then."
+        )
     if max_losses < 0:
         raise ValueError(
             f"surgery_metrics: `max_losses` must be at least 0, got {max_losses}. With 0, only the summary is given."

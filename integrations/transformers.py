@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradsurgery import Aggregator, MultiObjectiveOptimizer
+from gradsurgery import Aggregator, MultiObjectiveOptimizer, Surgery
 from gradsurgery.scalarizers import Scalarizer
 
 try:
@@ -26,7 +26,8 @@ except ImportError as error:
         'none. Run: pip install "gradsurgery[transformers]"'
     ) from error
 
-from .accelerate import Losses, prepared_wrapper
+from .accelerate import prepared_wrapper
+from .losses import Losses, total
 from .metrics import surgery_metrics
 
 if TYPE_CHECKING:
@@ -60,11 +61,12 @@ class MultiObjectiveMixin(_Base):
         kwargs: As for the Trainer.
 
     Raises:
-        TypeError: Of ``aggregator`` and a wrapped optimizer there is neither, or both; in training, the losses are
-            of the wrong kind.
+        TypeError: ``aggregator`` is no method, or of it and a wrapped optimizer there is neither, or both; in
+            training, the losses are of the wrong kind.
         ValueError: An option of the Trainer or the method cannot be had with the other; in training, the model
             returned no loss.
-        RuntimeError: In training, the model is sharded, or another library does the backward pass.
+        RuntimeError: In training, the model is sharded, another library does the backward pass, or there was no
+            surgery.
 
     Cost:
         That of :meth:`gradsurgery.MultiObjectiveOptimizer.backward`.
@@ -173,19 +175,34 @@ class MultiObjectiveMixin(_Base):
         if torch.is_grad_enabled():
             loss = prepared_wrapper(type(self).__name__, self.accelerator, self.optimizer).scalarize(losses)
         else:
-            loss = _total(losses)
+            loss = total(losses)
         return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Trains on one batch as the Trainer does, and raises if that was without a surgery."""
+        before = self._last_surgery()
+        loss: Tensor = super().training_step(*args, **kwargs)
+        if self._last_surgery() is before:
+            raise RuntimeError(
+                f"{type(self).__name__}: `compute_loss` must return what that of MultiObjectiveMixin does, got a "
+                f"loss without surgery. Override compute_losses(), which returns the losses and the outputs."
+            )
+        return loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Logs what the Trainer does, in training with what the latest surgery did."""
-        wrapper = self._wrapper()
-        if "loss" in logs and wrapper is not None and wrapper.last_surgery is not None:
-            logs = logs | surgery_metrics(wrapper.last_surgery)
+        surgery = self._last_surgery()
+        if "loss" in logs and surgery is not None:
+            logs = logs | surgery_metrics(surgery)
         super().log(logs, *args, **kwargs)
 
     def _wrapper(self) -> MultiObjectiveOptimizer | None:
         inner = self.optimizer.optimizer if isinstance(self.optimizer, AcceleratedOptimizer) else self.optimizer
         return inner if isinstance(inner, MultiObjectiveOptimizer) else None
+
+    def _last_surgery(self) -> Surgery | None:
+        wrapper = self._wrapper()
+        return None if wrapper is None else wrapper.last_surgery
 
     def _several(self, losses: Any) -> Losses:
         if isinstance(losses, Mapping | list | tuple) or (isinstance(losses, Tensor) and losses.ndim):
@@ -199,6 +216,9 @@ class MultiObjectiveMixin(_Base):
     def _check_options(self, method: Any) -> None:
         """Raises where an option would change what is trained, or keep it from being trained at all."""
         name, optim = type(self).__name__, str(getattr(self.args.optim, "value", self.args.optim))
+        if not isinstance(method, Aggregator | Scalarizer):
+            got = f"the class {method.__name__}" if isinstance(method, type) else repr(method)
+            raise TypeError(f"{name}: `aggregator` must be a method, got {got}. Pass aggregator=gs.UPGrad().")
         if isinstance(method, Scalarizer) and method.wants_second_look:
             raise ValueError(
                 f"{name}: `aggregator` must need the losses once a step, got {type(method).__name__}, which looks at "
@@ -231,8 +251,3 @@ def _times(losses: Losses, factor: int) -> Losses:
     if isinstance(losses, Mapping):
         return {name: None if loss is None else loss * factor for name, loss in losses.items()}
     return [None if loss is None else loss * factor for loss in losses]
-
-
-def _total(losses: Losses) -> Tensor:
-    values = losses.values() if isinstance(losses, Mapping) else losses
-    return torch.stack([loss.double() for loss in values if loss is not None]).sum().float()

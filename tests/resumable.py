@@ -135,6 +135,7 @@ class _Run:
 
     def perhaps_die(self, step: int, point: str) -> None:
         if self.death == (self.rank, step, point):
+            (self.folder / "died").touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
     def save(self, step: int) -> None:
@@ -196,7 +197,9 @@ def run(folder: Path, sharded: bool, rank: int, ranks: int, meeting: str, death:
     """
     torch.set_num_threads(1)
     warnings.simplefilter("error")
-    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+    warnings.filterwarnings(
+        "ignore", message="torch.distributed is (disabled|unavailable)|TypedStorage is deprecated"
+    )
     if ranks > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder / meeting}", rank=rank, world_size=ranks)
     _Run(folder, sharded, rank, ranks, death).train()

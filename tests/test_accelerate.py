@@ -239,7 +239,8 @@ def test_optimizers_that_steps_would_pass_by() -> None:
         (adam, "got Adam"),
         (accelerator.prepare(adam), "got AcceleratedOptimizer over Adam"),
         (wrapper, "got MultiObjectiveOptimizer over Adam"),
-        (prepared_first, "got MultiObjectiveOptimizer over AcceleratedOptimizer"),
+        (prepared_first, "got MultiObjectiveOptimizer over AcceleratedOptimizer over Adam"),
+        (accelerator.prepare(prepared_first), "got AcceleratedOptimizer over MultiObjectiveOptimizer over Accel"),
     ):
         with pytest.raises(TypeError, match=f"went through accelerator.prepare.*{got}"):
             backward(accelerator, optimizer, losses)
@@ -301,6 +302,9 @@ def test_metrics_of_groups_many_losses_and_methods_without_inner_products() -> N
     assert list(drop) == ["loss/a", "loss/b"]
     with pytest.raises(ValueError, match="at least 0, got -1"):
         surgery_metrics(surgery_of([[1.0]], gs.Sum()), max_losses=-1)
+    nothing: Any = gs.MultiObjectiveOptimizer(torch.optim.SGD([nn.Parameter(torch.ones(1))]), gs.Sum()).last_surgery
+    with pytest.raises(TypeError, match="`surgery` must be what backward.. returned, got NoneType"):
+        surgery_metrics(nothing)
 
 
 # --- the example -------------------------------------------------------------------------------------------------

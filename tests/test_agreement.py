@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from gradsurgery.distributed import Peers, own_counts
@@ -61,6 +62,18 @@ def test_where_the_host_communicates_all_wait() -> None:
     assert fingerprint.all_wait
 
 
+def test_where_all_wait_one_may_change_alone() -> None:
+    pair = Pair()
+    fingerprint = Fingerprint(pair, waits=False)
+    pair.other = [1, 2]
+    fingerprint.differing([1, 2], wait=True)
+    assert fingerprint.differing([1, 7], wait=True) == [False, True]
+    assert fingerprint.all_wait
+    pair.other = [1, 8]
+    assert fingerprint.differing([1, 7], wait=True) == [False, True]  # known at once
+    assert fingerprint.all_wait
+
+
 def test_digests_tell_texts_apart() -> None:
     texts = ["", "a", "b", "ab", "['a', 'b']"]
     assert len({digest(text) for text in texts}) == len(texts)
@@ -99,3 +112,14 @@ def test_peers_are_alone_without_a_group_and_survive_copying() -> None:
     for copied in (copy.deepcopy(peers), pickle.loads(pickle.dumps(peers))):
         assert copied.now() is None
         assert not copied.have_followed
+
+
+def test_a_given_group_that_is_gone_is_refused() -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        peers = Peers(dist.new_group([0]), "Test")
+        assert peers.now() is None  # of one
+    finally:
+        dist.destroy_process_group()
+    with pytest.raises(RuntimeError, match="Test: `process_group` must be one that has not been destroyed"):
+        peers.now()

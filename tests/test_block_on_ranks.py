@@ -130,3 +130,24 @@ def unsuited(rank: int) -> None:
 
 def test_a_method_that_needs_the_whole_batch_is_refused(crew: Crews) -> None:
     crew(2)(unsuited)
+
+
+def loaded_by_one(rank: int) -> list[Tensor]:
+    """The last rank loads a state of its own into a block that is in use."""
+    block = gs.ImpartialityBlock(2, gs.PCGrad(generator=torch.Generator().manual_seed(1)))
+    other = gs.ImpartialityBlock(2, gs.PCGrad(generator=torch.Generator().manual_seed(2)))
+    for _ in range(2):
+        z = torch.ones(2, 3, requires_grad=True)
+        first, second = block(z)
+        (first.sum() - second.square().sum()).backward()
+        if rank == 1:
+            block.load_state_dict(other.state_dict())
+            other = block
+    z = torch.ones(2, 3, requires_grad=True)
+    sum(view.sum() for view in block(z)).backward()  # type: ignore[union-attr]
+    return list(block.aggregator.state_dict().values())
+
+
+def test_a_state_that_one_rank_loads_gives_way_to_the_first_s(crew: Crews) -> None:
+    first, second = crew(2)(loaded_by_one)
+    assert all(torch.equal(own, other) for own, other in zip(first, second, strict=True))

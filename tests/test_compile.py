@@ -374,6 +374,23 @@ def test_cached_graph_that_writes_over_what_it_has_saved(tmp_path: Path, monkeyp
         assert _error(rows(cured, cured(inputs())), expected) < 1e-12
 
 
+@needs_compiler
+def test_cached_graph_whose_saved_tensors_are_kept_by_hooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    model = Model()
+    expected = rows(model, model(inputs()))
+    trunk = model.trunk
+    with inductor_config.patch(fx_graph_cache=True):
+        model.trunk = torch.compile(trunk)
+        sum(model(inputs())).backward()
+        torch._dynamo.reset()
+        with functorch_config.patch(donated_buffer=False):
+            model.trunk = torch.compile(trunk)
+            with torch.autograd.graph.saved_tensors_hooks(lambda saved: (saved,), lambda packed: packed[0]):
+                losses = model(inputs())
+            assert_all_near(optimizer_of(model, engine="loop", shared=trunk).jacobian(losses), expected)
+
+
 def _error(found: list[Tensor], expected: list[Tensor]) -> float:
     pairs = zip(found, expected, strict=True)
     return max(float((got - wanted).norm() / wanted.norm()) for got, wanted in pairs)
@@ -408,8 +425,8 @@ class _Graph:
 class _Node:
     """A compiled node that has saved one tensor."""
 
-    def __init__(self, saved: Tensor) -> None:
-        self._forward_cls = type("Fresh", (_Graph,), {})
+    def __init__(self, saved: Tensor, graph: type | None = None) -> None:
+        self._forward_cls = type("Fresh", (_Graph,), {}) if graph is None else graph
         self.saved_tensors = (saved,)
         self._raw_saved_tensors = ()
 
@@ -438,16 +455,52 @@ def test_pass_that_failed_is_undone_before_the_next() -> None:
 
 
 @pytest.mark.usefixtures("_kept")
-def test_a_gradient_of_zeros_proves_nothing() -> None:
+@pytest.mark.parametrize("factor", [0.0, 2.0])  # the latter may have come by another output than what was saved
+def test_zeros_written_over_zeros_prove_nothing(factor: float) -> None:
     saved = torch.zeros(4)
     node = _Node(saved)
     guard = donation._Guard(node, frozenset())
-    _pass(guard, saved, torch.zeros(4))
+    _pass(guard, saved, torch.full((4,), factor))
     assert node._forward_cls not in donation._writes
     saved.copy_(torch.arange(4.0))
     _pass(guard, saved, torch.full((4,), 2.0))
     assert donation._writes[node._forward_cls]
     assert_same_bits(saved, torch.arange(4.0))
+
+
+@pytest.mark.usefixtures("_kept")
+@pytest.mark.parametrize("saved", [torch.arange(4.0), torch.ones(1).expand(5)])
+def test_torch_knows_of_donated_buffers_again(saved: Tensor) -> None:
+    class Graph(_Graph):
+        compiled_bw = "some code"
+
+        class metadata:  # noqa: N801
+            bw_donated_idxs: list[int] | None = [0]  # noqa: RUF012
+
+    first, second = _Node(saved, Graph), _Node(saved, Graph)
+    donation._Guard(first, frozenset()).before(())  # a pass that fails
+    assert Graph.metadata.bw_donated_idxs == []
+    guard = donation._Guard(second, frozenset())
+    guard.before(())
+    assert Graph.metadata.bw_donated_idxs == []
+    guard.after((), ())
+    assert Graph.metadata.bw_donated_idxs == [0]
+
+
+@pytest.mark.usefixtures("_kept")
+def test_versions_of_torch_that_show_less() -> None:
+    saved = torch.arange(4.0)
+    bare = _Node(saved, type("Bare", (), {}))  # neither compiled_bw nor metadata
+    _pass(donation._Guard(bare, frozenset()), saved, torch.full((4,), 2.0))
+    assert_same_bits(saved, torch.arange(4.0))
+    del bare._raw_saved_tensors
+    with functorch_config.patch(donated_buffer=True), inductor_config.patch(fx_graph_cache=False):
+        donation._writes.clear()
+        with pytest.raises(RuntimeError, match="that does not") as caught:
+            donation._Guard(bare, frozenset()).before(())
+        assert donation.CURE in str(caught.value)
+    with functorch_config.patch(donated_buffer=False), inductor_config.patch(fx_graph_cache=False):
+        donation._Guard(bare, frozenset()).before(())
 
 
 @pytest.mark.usefixtures("_kept")

@@ -220,6 +220,87 @@ def test_a_rank_without_items(crew: Crews) -> None:
         assert_close(found, expected)
 
 
+def with_nothing_here(rank: int | None, name: str) -> list[Tensor]:
+    """Rank 1 has no items: no losses for ``scalarize``, and then an extra loss that is not a number."""
+    x, y = batch()
+    model = Network()
+    optimizer = gs.MultiObjectiveOptimizer(torch.optim.SGD(model.parameters(), lr=1e-3), METHODS[name]())
+    losses = losses_of(model, x, y) if rank != 1 else dict.fromkeys(("loss 0", "loss 1", "loss 2"))
+    count = None if rank is None else 12 * (1 - rank)
+    optimizer.scalarize(losses, counts=count).backward()
+    extra = model.trunk[0].weight.sum() * (torch.nan if rank == 1 else 1.0)
+    losses = losses_of(model, x, y)
+    if rank == 1:
+        losses = {key: loss * torch.nan for key, loss in losses.items() if loss is not None}
+    optimizer.backward(losses, extra_loss=extra, counts=count)
+    return [parameter.grad for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("name", ["UPGrad", "STCH, a scalarizer"])
+def test_what_is_no_number_counts_for_nothing_without_items(name: str, crew: Crews) -> None:
+    expected = with_nothing_here(None, name)
+    for found in crew(2)(with_nothing_here, name):
+        assert_close(found, expected)
+
+
+class Oddities(nn.Module):
+    """Parameters of all shapes, layouts and dtypes: fewer numbers than ranks in some dtypes, and none at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.image = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+        self.scalar = nn.Parameter(torch.tensor(1.5))
+        self.empty = nn.Parameter(torch.ones(0, 3))
+        self.small = nn.Parameter(torch.randn(3).bfloat16())
+        self.wide = nn.Parameter(torch.randn(1, dtype=torch.float64))
+        self.table = nn.Embedding(5, 2, sparse=True)
+
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        z = self.image(x).mean((2, 3)) * self.scalar + self.empty.sum() + self.wide.float()
+        return z[:, :3] * self.small.float() + self.table(tokens).sum((1, 2)).unsqueeze(1)
+
+
+def odd(rank: int | None, name: str, tokens: int) -> list[Tensor]:
+    model = Oddities()
+    torch.manual_seed(7)
+    optimizer = gs.MultiObjectiveOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), METHODS[name]())
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(12, 3, 5, 5, generator=generator)
+    words = torch.randint(0, 5, (12, tokens), generator=generator)
+    items = part(rank, (0, 3, 6, 9, 12))
+    first, second, third = model(x[items], words[items]).unbind(1)
+    optimizer.backward([first.square().mean(), 5 * (second - 1).square().mean(), (third + second).square().mean()])
+    for parameter in model.parameters():
+        assert parameter.grad.dtype == parameter.dtype
+        assert parameter.grad.is_sparse or parameter.grad.stride() == parameter.stride()
+    return [parameter.grad.to_dense() for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("tokens", [2, 0])
+@pytest.mark.parametrize("name", ["UPGrad", "GradDrop", "TrimmedMean", "Chain with GradDrop"])
+def test_parameters_of_all_kinds_on_four_ranks(name: str, tokens: int, crew: Crews) -> None:
+    expected = odd(None, name, tokens)
+    for found in crew(4)(odd, name, tokens):
+        assert_close([own.double() for own in found], [own.double() for own in expected], 2e-2)
+
+
+def in_bfloat16(rank: int | None) -> list[Tensor]:
+    x, y = batch()
+    model = Network().bfloat16()
+    items = part(rank, (0, 6, 12))
+    optimizer = gs.MultiObjectiveOptimizer(torch.optim.SGD(model.parameters(), lr=1e-3), METHODS["MoCo"]())
+    optimizer.backward(losses_of(model, x[items].bfloat16(), y[items].bfloat16()))
+    return [parameter.grad for parameter in model.parameters()]
+
+
+def test_remembered_gradients_of_bfloat16(crew: Crews) -> None:
+    expected = in_bfloat16(None)
+    for found in crew(2)(in_bfloat16):
+        assert all(own.dtype == torch.bfloat16 for own in found)
+        assert_close(found, expected, 0.1)
+
+
 def tables(rank: int | None, sparse: bool) -> tuple[list[Tensor], bool]:
     """Embeddings of which ranks touch different rows; one is shared, one belongs to a loss."""
     torch.manual_seed(0)
@@ -402,8 +483,108 @@ def test_ranks_that_disagree_fail_together(what: str, crew: Crews) -> None:
 def test_a_rank_that_fails_takes_the_others_along(crew: Crews) -> None:
     first, second = crew(2).outcomes(disagreeing, "kind")
     assert "TypeError: MultiObjectiveOptimizer: loss 'loss 1' must be a scalar tensor, got str" in second
-    assert "RuntimeError: MultiObjectiveOptimizer: `losses` must be computed on all ranks" in first
+    assert "RuntimeError: MultiObjectiveOptimizer: `losses` must be computed and differentiated on all ranks" in first
     assert "rank 1: TypeError: MultiObjectiveOptimizer: loss 'loss 1'" in first
+
+
+class Faulty(torch.autograd.Function):
+    """Cannot be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor) -> Tensor:
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        raise ArithmeticError("a gradient that cannot be computed")
+
+
+def failing(rank: int, where: str, name: str) -> tuple[str, list[Tensor]]:
+    """Rank 1 fails after the losses are there; what is said, and the next surgery's gradients."""
+    x, y = batch()
+    items = part(rank, (0, 6, 12))
+    model = Network()
+    optimizer = gs.MultiObjectiveOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), METHODS[name]())
+    losses = losses_of(model, x[items], y[items])
+    extra: Any = model.trunk[0].weight.sum()
+    if rank == 1 and where == "gradients":
+        losses["loss 1"] = Faulty.apply(losses["loss 1"])
+    elif rank == 1:
+        extra = 3.0 if "extra" in where else extra * nn.Parameter(torch.ones(()))
+
+    def operate() -> None:
+        if where == "extra, scalarize":
+            optimizer.scalarize(losses, extra_loss=extra).backward()  # type: ignore[no-untyped-call]
+        else:
+            optimizer.backward(losses, extra_loss=extra)
+
+    with pytest.raises((ArithmeticError, TypeError, RuntimeError)) as caught:
+        operate()
+    assert all(parameter.grad is None for parameter in model.parameters())
+    optimizer.backward(losses_of(model, x[items], y[items]))
+    return f"{caught.type.__name__}: {caught.value}", [parameter.grad for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "error"),
+    [
+        ("gradients", "UPGrad", "ArithmeticError: a gradient that cannot be computed"),
+        ("gradients", "STCH, a scalarizer", "ArithmeticError: a gradient that cannot be computed"),
+        ("extra", "UPGrad", "TypeError: MultiObjectiveOptimizer: `extra_loss` must be a scalar tensor or None"),
+        ("extra, scalarize", "UPGrad", "TypeError: MultiObjectiveOptimizer: `extra_loss` must be a scalar tensor"),
+        ("foreign", "UPGrad", "RuntimeError: MultiObjectiveOptimizer: `losses` must reach only parameters of the"),
+    ],
+)
+def test_a_rank_that_fails_later_takes_the_others_along(where: str, name: str, error: str, crew: Crews) -> None:
+    (first, gradients), (second, others) = crew(2)(failing, where, name)
+    assert error in second
+    assert "must be computed and differentiated on all ranks" in first
+    assert f"rank 1: {error}" in first
+    assert_close(gradients, others, 0.0)
+
+
+def unlike(rank: int, what: str) -> None:
+    """The optimizers hold the same numbers of tensors and of elements."""
+    x, y = batch()
+    model = Network()
+    named = list(model.named_parameters())
+    if rank == 1 and what == "order":
+        named.reverse()
+    elif rank == 1 and what == "names":
+        named = [*named[:4], *named[6:], *named[4:6]]
+    model.trunk[0].weight.requires_grad_(rank == 0 or what != "frozen")
+    given = [parameter for _, parameter in named] if what == "order" else named
+    optimizer = gs.MultiObjectiveOptimizer(torch.optim.SGD(given, lr=0.1), gs.UPGrad())  # type: ignore[arg-type]
+    optimizer.backward(losses_of(model, x, y))
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("order", "(1,) torch.float64; (1, 6) torch.float64"),
+        ("names", "heads.1.weight (1, 6) torch.float64"),
+        ("frozen", "(7, 5) torch.float64 frozen"),
+    ],
+)
+def test_ranks_whose_parameters_are_not_alike_fail_together(what: str, message: str, crew: Crews) -> None:
+    for outcome in crew(2).outcomes(unlike, what):
+        assert isinstance(outcome, Failure)
+        assert "the ranks must agree, got `parameters`: " in outcome
+        assert message in outcome
+
+
+def without_any(rank: int, what: str) -> None:
+    x, y = batch()
+    model = Network()
+    optimizer = gs.MultiObjectiveOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), gs.UPGrad())
+    losses = losses_of(model, x, y) if what == "counts" else dict.fromkeys(("loss 0", "loss 1"))
+    with pytest.raises(ValueError, match="`losses` must contain at least one loss on any of the ranks"):
+        optimizer.backward(losses, counts=0 if what == "counts" else None)
+
+
+@pytest.mark.parametrize("what", ["none", "counts"])
+def test_no_loss_on_any_rank_is_refused(what: str, crew: Crews) -> None:
+    crew(2)(without_any, what)
 
 
 def refused(rank: int, what: str) -> str:
@@ -502,6 +683,58 @@ def test_the_first_rank_s_state_counts(crew: Crews) -> None:
         optimizer.backward(losses_of(model, x, y))
     for found in crew(2)(from_checkpoint_of_one):
         assert_close(found, [parameter.grad for parameter in model.parameters()])
+
+
+def loaded_by_one(rank: int) -> list[Tensor]:
+    """The last rank loads a state of its own in the middle of a run."""
+    x, y = batch()
+    model = Network()
+    optimizer = gs.MultiObjectiveOptimizer(torch.optim.SGD(model.parameters(), lr=1e-3), gs.PCGrad())
+    items = part(rank, (0, 6, 12))
+    optimizer.backward(losses_of(model, x[items], y[items]))
+    if rank == 1:
+        other = gs.MultiObjectiveOptimizer(
+            torch.optim.SGD(Network().parameters(), lr=1e-3), gs.PCGrad(generator=torch.Generator().manual_seed(99))
+        )
+        optimizer.load_state_dict(other.state_dict())
+    optimizer.backward(losses_of(model, x[items], y[items]))
+    return list(optimizer.aggregator.state_dict().values())
+
+
+def test_a_state_that_one_rank_loads_gives_way_to_the_first_s(crew: Crews) -> None:
+    first, second = crew(2)(loaded_by_one)
+    assert_close(first, second, 0.0)
+
+
+def from_gpus(rank: int | None, given: bool) -> list[Tensor]:
+    """As where ranks communicate from GPUs only, and do not wait for each other; a loss is missing now and then."""
+    x, y = batch()
+    model = Network()
+    optimizer = gs.MultiObjectiveOptimizer(torch.optim.SGD(model.parameters(), lr=1e-3), gs.UPGrad())
+    items = part(rank, (0, 6, 12))
+    with pytest.MonkeyPatch.context() as patch:
+        if rank is not None:
+            ranks = optimizer._run.settings.peers.now()
+            patch.setattr(ranks, "has_host_backend", False)
+            patch.setattr(ranks, "_placed", lambda tensor: tensor)
+        for step in range(5):
+            optimizer.zero_grad()
+            losses = losses_of(model, x[items], y[items])
+            if step in (2, 4):
+                losses["loss 1"] = losses_of(model, x[:6], y[:6])["loss 1"] if rank is None and given else None
+                if given and rank == 0:
+                    losses["loss 1"] = losses_of(model, x[:6], y[:6])["loss 1"]
+            counts = {name: 0 if loss is None else 6 for name, loss in losses.items()}
+            optimizer.backward(losses, counts=counts if given else None)
+            optimizer.step()
+    return [parameter.detach() for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["on one rank", "on both"])
+def test_a_loss_missing_where_ranks_do_not_wait(given: bool, crew: Crews) -> None:
+    expected = from_gpus(None, given)
+    for found in crew(2)(from_gpus, given):
+        assert_close(found, expected)
 
 
 def in_pairs(rank: int) -> list[Tensor]:

@@ -5,9 +5,10 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import lightning.pytorch
 import pytest
@@ -271,13 +272,6 @@ def test_schedulers_and_their_monitor(tmp_path: Path) -> None:
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * 0.7 ** (2 * len(BATCHES)))
 
 
-@pytest.fixture(scope="module")
-def pair() -> Iterator[Crew]:
-    crew = Crew(2)
-    yield crew
-    crew.stop()
-
-
 def resume(folder: Path, name: str, steps: int, **options: Any) -> None:
     """Trains to the end, and again from a checkpoint, into a model and a method that have drawn something else."""
     saver = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=steps, save_top_k=-1)
@@ -302,14 +296,19 @@ def test_resumes_where_it_was(name: str, steps: int, tmp_path: Path) -> None:
 
 
 def resume_on_rank(rank: int, folder: Path, name: str) -> None:
-    os.environ["LOCAL_RANK"] = str(rank)
     batches = [batch.split(2)[rank] for batch in BATCHES]
-    resume(folder, name, 4, batches=batches, devices=2, strategy="ddp")
+    with launched(rank):
+        resume(folder, name, 4, batches=batches, devices=2, strategy="ddp")
+
+
+def launched(rank: int) -> AbstractContextManager[Any]:
+    """So that Lightning starts no processes itself."""
+    return mock.patch.dict(os.environ, {"LOCAL_RANK": str(rank)})
 
 
 @pytest.mark.parametrize("name", ["GradNorm, then PCGrad", "MoCo"])
-def test_two_ranks_resume_where_they_were(pair: Crew, name: str, tmp_path: Path) -> None:
-    pair(resume_on_rank, tmp_path, name)
+def test_two_ranks_resume_where_they_were(crew: Callable[[int], Crew], name: str, tmp_path: Path) -> None:
+    crew(2)(resume_on_rank, tmp_path, name)
 
 
 class Manual(lightning.pytorch.LightningModule):
@@ -380,7 +379,6 @@ def train_on_rank(
     """Trains in float64 on this rank's part of each batch: parameters, what the method keeps, what was logged."""
     batches = [torch.linspace(-2, 2, 24).add(0.3 * k).view(8, 3).sin() for k in range(6)]
     if ranks > 1:
-        os.environ["LOCAL_RANK"] = str(rank)  # so that Lightning starts no processes itself
         batches = [batch.split(sizes)[rank] for batch in batches]
 
     class Counted(type(make_model(method=build(name)))):  # type: ignore[misc]
@@ -389,17 +387,13 @@ def train_on_rank(
             return scalarize(self, self.network.losses(batch), counts=counts)
 
     model: Any = Manual() if manual else Counted()
-    trainer = fit(
-        model,
-        batches=batches,
-        devices=ranks,
-        strategy=DDPStrategy(**ddp) if ranks > 1 else "auto",
-        precision="64-true",
-        accumulate_grad_batches=accumulate,
-        gradient_clip_val=None if manual else 0.5,
-        callbacks=[SurgeryMonitor()],
-        log_every_n_steps=1,
-    )
+    options: dict[str, Any] = {
+        "batches": batches, "devices": ranks, "strategy": DDPStrategy(**ddp) if ranks > 1 else "auto",
+        "precision": "64-true", "accumulate_grad_batches": accumulate,
+        "gradient_clip_val": None if manual else 0.5, "callbacks": [SurgeryMonitor()], "log_every_n_steps": 1,
+    }  # fmt: skip
+    with launched(rank) if ranks > 1 else nullcontext():
+        trainer = fit(model, **options)
     states = [optimizer.state_dict()["gradsurgery"]["aggregator"] for optimizer in trainer.optimizers]
     logged = {key: float(value) for key, value in trainer.callback_metrics.items()}
     return {key: value.clone() for key, value in model.state_dict().items()}, states, logged
@@ -417,10 +411,10 @@ def train_on_rank(
     ],
 )
 def test_two_ranks_are_one_process(
-    pair: Crew, name: str, sizes: tuple[int, int], accumulate: int, manual: bool, ddp: dict[str, Any]
+    crew: Callable[[int], Crew], name: str, sizes: tuple[int, int], accumulate: int, manual: bool, ddp: dict[str, Any]
 ) -> None:
     alone, states, logged = train_on_rank(0, 1, name, sizes, accumulate, manual, ddp)
-    for parameters, kept, seen in pair(train_on_rank, 2, name, sizes, accumulate, manual, ddp):
+    for parameters, kept, seen in crew(2)(train_on_rank, 2, name, sizes, accumulate, manual, ddp):
         for key, value in alone.items():
             assert_near(parameters[key], value, 1e-6)
         for state, expected in zip(kept, states, strict=True):
@@ -513,13 +507,58 @@ def test_several_optimizers_and_none_named() -> None:
         fit(Forgetful())
 
 
+def test_where_nothing_is_trained_it_is_the_sum() -> None:
+    class Validated(type(make_model())):  # type: ignore[misc]
+        def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+            losses = {**self.network.losses(batch), "absent": None}
+            self.log("sum", scalarize(self, losses, extra_loss=torch.tensor([1.0])))
+
+    batches, logged = [BATCHES[1]], []
+    for begin in ("validate", "fit"):
+        model = Validated()
+        expected = 1 + sum(model.network.losses(batches[0]).values()).item()
+        if begin == "fit":
+            trainer = fit_and_validate(model, batches)
+            expected = 1 + sum(model.network.losses(batches[0]).values()).item()
+        else:
+            trainer = lightning.pytorch.Trainer(**QUIET)
+            trainer.validate(model, Loader(batches), verbose=False)
+        logged.append(trainer.callback_metrics["sum"].item())
+        assert logged[-1] == pytest.approx(expected, rel=1e-6)
+    assert logged[0] != pytest.approx(logged[1], rel=1e-3)
+
+
+def fit_and_validate(model: Any, batches: Sequence[Tensor]) -> Any:
+    trainer = lightning.pytorch.Trainer(**QUIET, max_epochs=1, num_sanity_val_steps=0)
+    trainer.fit(model, Loader(BATCHES), Loader(batches))
+    return trainer
+
+
 def test_outside_of_training() -> None:
     class Validated(type(make_model())):  # type: ignore[misc]
         def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-            scalarize(self, self.network.losses(batch))
+            with torch.enable_grad():
+                scalarize(self, self.network.losses(batch))
 
     with pytest.raises(ValueError, match=r"scalarize: `module` must be in training, got one without optimizers"):
-        lightning.pytorch.Trainer(**QUIET).validate(Validated(), Loader(), verbose=False)
+        lightning.pytorch.Trainer(**QUIET, inference_mode=False).validate(Validated(), Loader(), verbose=False)
+
+
+@pytest.mark.filterwarnings("ignore:.*returned `None`")
+def test_a_surgery_of_ones_own_in_automatic_optimization() -> None:
+    """The Trainer sets the gradients to zero after training_step."""
+
+    class Own(type(make_model())):  # type: ignore[misc]
+        def training_step(self, batch: Tensor, batch_idx: int) -> None:
+            self.optimizers().backward(self.network.losses(batch))
+
+    with (
+        pytest.warns(UserWarning, match="returned `None`"),
+        pytest.raises(
+            RuntimeError, match=r"must return what scalarize\(\) gives, got None, and a surgery whose grad"
+        ),
+    ):
+        fit(Own(), callbacks=[SurgeryMonitor()])
 
 
 def test_a_sum_in_the_place_of_scalarize() -> None:
@@ -532,14 +571,14 @@ def test_a_sum_in_the_place_of_scalarize() -> None:
         fit(Forgetful(), callbacks=[SurgeryMonitor()], log_every_n_steps=1)
 
 
+@pytest.mark.filterwarnings("ignore:.*returned `None`")
 def test_a_step_that_is_left_out() -> None:
     class Choosy(type(make_model())):  # type: ignore[misc]
         def training_step(self, batch: Tensor, batch_idx: int) -> Tensor | None:
             return None if batch_idx == 2 else scalarize(self, self.network.losses(batch))
 
     logger = Memory()
-    with pytest.warns(UserWarning, match="returned `None`"):
-        fit(Choosy(), logger=logger, callbacks=[SurgeryMonitor()], log_every_n_steps=1, max_epochs=1)
+    fit(Choosy(), logger=logger, callbacks=[SurgeryMonitor()], log_every_n_steps=1, max_epochs=1)
     assert len(logger.values("surgery/conflicting")) >= len(BATCHES) - 1
 
 

@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    SequenceParallel,
+    loss_parallel,
+    parallelize_module,
+)
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
@@ -384,6 +390,62 @@ def test_what_would_go_wrong_is_refused_on_all_ranks(crew: Crews) -> None:
     crew(2)(refusals)
 
 
+def reached_on_one_rank(rank: int) -> None:
+    class Routed(Net):
+        gated = True
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate = nn.Parameter(torch.linspace(0.5, 1.5, 7))
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            z = self.trunk(x)
+            if self.gated:  # the first half of the batch
+                z = torch.cat([z[:4] * self.gate, z[4:]])
+            return {name: head(z) for name, head in self.heads.items()}
+
+    dtype = torch.float64
+    for method in (gs.UPGrad, gs.scalarizers.STCH):
+        model, own = made(Routed, dtype), made(Routed, dtype)
+        own.gated = rank == 0
+        own = sharded(own, "root", ignored_params={own.gate})
+        found, expected = wrapped(own, method()), wrapped(model, method())
+        for optimizer, each, data in ((found, own, part(rank, 2, dtype)), (expected, model, batch(dtype))):
+            losses, extra = losses_of(each, *data)
+            optimizer.backward(losses, extra_loss=extra)
+        assert_equal(gradients(found), gradients(expected), 1e-9)
+
+
+def test_whole_parameters_that_only_one_rank_reaches(crew: Crews) -> None:
+    crew(2)(reached_on_one_rank)
+
+
+def compiled(rank: int) -> None:
+    expected = trained(made(), *batch(), gs.UPGrad())
+
+    def compiled_forward(after: bool) -> Any:
+        torch._dynamo.reset()
+        model = made()
+        model.forward = torch.compile(model.forward, backend="aot_eager")
+        return sharded(model, "root", reshard_after_forward=after)
+
+    for after in (True, False):
+        model = compiled_forward(after)
+        optimizer = wrapped(model, gs.UPGrad())
+        with pytest.raises(RuntimeError, match="`shared` must be declared .* got a parameter of shape"):
+            optimizer.backward(losses_of(model, *part(rank))[0])
+        assert all(parameter.grad is None for parameter in model.parameters())
+        assert_equal(trained(model, *part(rank), gs.UPGrad(), shared=model.trunk), expected)
+    model = made()
+    model.trunk.compile(backend="aot_eager")
+    assert_equal(trained(sharded(model), *part(rank), gs.UPGrad()), expected)
+    torch._dynamo.reset()
+
+
+def test_compiled_models_that_are_sharded(crew: Crews) -> None:
+    crew(2)(compiled)
+
+
 PLAN = {"up": ColwiseParallel(), "down": RowwiseParallel()}
 WHOLE_PLAN = {
     "up": ColwiseParallel(),
@@ -405,6 +467,38 @@ def test_tensor_parallel(crew: Crews) -> None:
     crew(2)(tensor_parallel)
 
 
+def loss_parallel_training(rank: int) -> None:
+    labels = torch.tensor([0, 1, 1, 0, 1, 0, 0, 1])
+    cut = ColwiseParallel(output_layouts=Shard(-1), use_local_output=False)
+    plan = {**PLAN, **{f"heads.{name}": cut for name in "abc"}}
+    own = parallelize_module(made(Parallel), init_device_mesh("cpu", (2,)), plan)
+    whole_model = made(Parallel)
+    optimizers = wrapped(whole_model, gs.UPGrad()), wrapped(own, gs.UPGrad())
+
+    def stepped(scalarized: bool, model: Any, optimizer: gs.MultiObjectiveOptimizer) -> dict[str, Tensor]:
+        optimizer.zero_grad()
+        losses = {
+            name: nn.functional.cross_entropy(output, labels) * 10**k
+            for k, (name, output) in enumerate(model(batch()[0]).items())
+        }
+        if scalarized:
+            optimizer.scalarize(losses).backward()
+        else:
+            optimizer.backward(losses)
+        with pytest.raises(TypeError, match="full_tensor"):
+            optimizer.backward(losses, extra_loss=DTensor.from_local(torch.ones(()), own.up.weight.device_mesh))
+        return gradients(optimizer)
+
+    for scalarized in (False, True):
+        expected = stepped(scalarized, whole_model, optimizers[0])
+        with loss_parallel():
+            assert_equal(stepped(scalarized, own, optimizers[1]), expected)
+
+
+def test_losses_that_are_spread_over_ranks(crew: Crews) -> None:
+    crew(2)(loss_parallel_training)
+
+
 def two_dimensions(rank: int) -> None:
     expected = trained(made(), *batch(), gs.UPGrad(), steps=2)
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
@@ -413,6 +507,8 @@ def two_dimensions(rank: int) -> None:
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
     model = sharded(parallelize_module(made(Parallel), mesh["tensor"], WHOLE_PLAN), "root", mesh=mesh["data"])
     assert_equal(trained(model, *part(rank // 2), gs.UPGrad(), steps=2), expected)
+    with pytest.raises(RuntimeError, match="cut once along a dimension"):
+        wrapped(model, gs.UPGrad()).jacobian(losses_of(model, *part(rank // 2))[0])
     model = sharded(parallelize_module(made(Parallel), mesh["tensor"], PLAN), "root", mesh=mesh["data"])
     with pytest.raises(RuntimeError, match="spread over all ranks, \\[0, 1, 2, 3\\], got parameter 'norm.weight'"):
         wrapped(model, gs.UPGrad()).backward(losses_of(model, *part(rank // 2))[0])

@@ -203,7 +203,8 @@ class Memory(NamedTuple):
 
     @classmethod
     def now(cls) -> "Memory":
-        gc.collect()
+        for _ in range(3):  # each pass stops to look at the tuples that it finds to hold nothing
+            gc.collect()
         everything = gc.get_objects()
         tensors = [thing for thing in everything if issubclass(type(thing), Tensor)]
         storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
@@ -228,8 +229,8 @@ def assert_flat(before: Memory, after: Memory, steps: int) -> None:
     """Fails if anything has grown with the number of steps, however little in each."""
     assert after.tensors <= before.tensors + 10
     assert after.size <= 2 * before.size
-    assert after.objects <= before.objects + steps / 50
-    assert after.blocks <= before.blocks + steps / 10
+    assert after.objects <= before.objects + steps / 20
+    assert after.blocks <= before.blocks + steps / 20
     assert after.pages <= before.pages + 1024
 
 
@@ -275,7 +276,7 @@ def test_what_is_kept_would_be_noticed() -> None:
     kept = [torch.ones(before.size)]
     with pytest.raises(AssertionError, match="size"):
         assert_flat(before, Memory.now(), STEPS)
-    kept = [[step] for step in range(STEPS // 20)]
+    kept = [[step] for step in range(STEPS // 10)]
     with pytest.raises(AssertionError, match="objects"):
         assert_flat(before, Memory.now(), STEPS)
     kept = [f"loss {step}" for step in range(STEPS // 5)]

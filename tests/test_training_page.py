@@ -1,14 +1,22 @@
 """Every recipe of docs/training.md runs as it stands."""
 
+import multiprocessing
 import os
 import re
+import runpy
+import socket
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 PAGE = Path(__file__).parents[1] / "docs" / "training.md"
+
+START = multiprocessing.get_context("forkserver")  # a new process has these modules at once
+START.set_forkserver_preload(["gradsurgery", "torch.distributed.checkpoint.state_dict", "torch._dynamo", "lightning"])
 
 
 def recipes() -> dict[str, str]:
@@ -31,15 +39,51 @@ def recipes() -> dict[str, str]:
     return found
 
 
+def ranks_of(code: str) -> int:
+    """The number of processes that a recipe is for; 1 without the launcher."""
+    found = re.match(r"# torchrun --nproc-per-node=(\d)\n", code)
+    return int(found[1]) if found else 1
+
+
+def perform(script: Path, rank: int, ranks: int, store: int) -> None:
+    """Runs a script in a process of its own, told of its rank as ``torchrun`` does, output in a file."""
+    output = os.open(script.with_name(f"output-{rank}"), os.O_CREAT | os.O_WRONLY)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.chdir(script.parent)
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    if ranks > 1:
+        told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "GROUP_RANK": 0}
+        told |= {"MASTER_ADDR": "localhost", "MASTER_PORT": store, "TORCHELASTIC_RUN_ID": "recipe"}
+        os.environ.update({name: str(value) for name, value in told.items()})
+    sys.argv = [str(script)]
+    runpy.run_path(str(script), run_name="__main__")
+
+
 @pytest.mark.parametrize("name", recipes())
 def test_recipe_runs(name: str, tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
+    script, ranks = tmp_path / "script.py", ranks_of(recipes()[name])
     script.write_text(recipes()[name])
-    ranks = re.match(r"# torchrun --nproc-per-node=(\d)\n", recipes()[name])
-    command = [sys.executable, "-W", "ignore", str(script)]
-    if ranks:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks[1]}"]
-        command = [*launcher, str(script)]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        store = free.getsockname()[1]
+    processes = [START.Process(target=perform, args=(script, rank, ranks, store)) for rank in range(ranks)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(180)
+        process.kill()
+        process.join()
+    outputs = "".join(path.read_text() for path in sorted(tmp_path.glob("output-*")))
+    assert [process.exitcode for process in processes] == [0] * ranks, outputs
+
+
+def test_torchrun_runs_them(tmp_path: Path) -> None:
+    """What the others are told, by the launcher itself."""
+    script = tmp_path / "script.py"
+    script.write_text(recipes()["Data parallel"])
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stdout + done.stderr

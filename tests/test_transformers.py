@@ -4,17 +4,18 @@ import functools
 import importlib
 import os
 import runpy
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType
+from crew import Crew
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainingArguments
@@ -266,8 +267,9 @@ def test_a_new_model_starts_the_method_afresh(tmp_path: Path) -> None:
 # --- several processes -------------------------------------------------------------------------------------------
 
 
-def train_on_rank(folder: Path) -> None:
+def train_on_rank(rank: int, folder: Path) -> tuple[str, list[list[Tensor]]]:
     """Trains as one of two processes: losses of the model, the same resumed half-way, losses by items."""
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "localhost"}
     options = {
         "per_device_train_batch_size": BATCH // 2, "ddp_backend": "gloo", "save_strategy": "steps", "save_steps": 3,
         "remove_unused_columns": False,
@@ -282,22 +284,18 @@ def train_on_rank(folder: Path) -> None:
     ):
         method = METHODS["state, random"](1 + number % 2)
         more |= {"aggregator": method, "train_dataset": dataset(torch.float64), "options": options}
-        trainer = trainer_of(model.double(), folder, **more)
-        trainer.train(resume_from_checkpoint=checkpoint)
+        with mock.patch.dict(os.environ, {name: str(value) for name, value in ranks.items()}):  # as launchers do
+            AcceleratorState._reset_state(reset_partial_state=True)
+            GradientState._reset_state()
+            trainer = trainer_of(model.double(), folder, **more)
+            trainer.train(resume_from_checkpoint=checkpoint)
         found.append([parameter.detach() for parameter in model.parameters()])
-    torch.save((type(trainer.model_wrapped).__name__, *found), folder / f"{trainer.args.process_index}.pt")
+    return type(trainer.model_wrapped).__name__, found
 
 
-def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, str(tmp_path)], env=environment, capture_output=True, text=True, check=False, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
+def test_two_processes_do_what_one_does(crew: Callable[[int], Crew], tmp_path: Path) -> None:
     whole = plain_loop(METHODS["state, random"](1), dtype=torch.float64)
-    for rank in range(2):
-        kind, found, resumed, items = torch.load(tmp_path / f"{rank}.pt")
+    for kind, (found, resumed, items) in crew(2)(train_on_rank, tmp_path):
         assert kind == "DistributedDataParallel"
         for one, two, again, other in zip(whole.parameters(), found, resumed, items, strict=True):
             torch.testing.assert_close(one.detach(), two, rtol=1e-6, atol=1e-6)
@@ -330,6 +328,22 @@ def test_labels_that_the_model_does_not_take(tmp_path: Path) -> None:
     trainer = InOrder(Model(), arguments(tmp_path), train_dataset=rows, aggregator=gs.UPGrad())
     with pytest.raises(ValueError, match=r"losses under 'loss', got only \['scores'\] for the inputs \['x'\]"):
         trainer.train()
+
+
+class Summing(InOrder):
+    def compute_loss(self, model: nn.Module, inputs: Any, *_: Any, **__: Any) -> Tensor:
+        return sum(model(**inputs)["loss"].values())
+
+
+def test_a_compute_loss_without_surgery(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="Summing: `compute_loss` must .* got a loss without surgery"):
+        trainer_of(Model(), tmp_path, Summing, aggregator=gs.UPGrad()).train()
+
+
+@pytest.mark.parametrize(("method", "got"), [(gs.UPGrad, "the class UPGrad"), ("upgrad", "'upgrad'")])
+def test_what_is_no_method(method: Any, got: str, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=f"InOrder: `aggregator` must be a method, got {got}"):
+        trainer_of(Model(), tmp_path, aggregator=method)
 
 
 class Unwrapping(InOrder):
@@ -384,7 +398,3 @@ def test_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert "surgery/conflicting" in printed
     assert "sum of the losses" in printed
-
-
-if __name__ == "__main__":
-    train_on_rank(Path(sys.argv[1]))

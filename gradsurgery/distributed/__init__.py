@@ -4,7 +4,7 @@ from .agreement import Agreement, Counts, Presence, own_counts
 from .fingerprint import digest
 from .ranks import Peers, Ranks
 from .share import Place, Share
-from .states import described, state_of_first
+from .states import described, described_parameters, state_of_first
 
 __all__ = [
     "Agreement",
@@ -15,6 +15,7 @@ __all__ = [
     "Ranks",
     "Share",
     "described",
+    "described_parameters",
     "digest",
     "own_counts",
     "state_of_first",

@@ -31,12 +31,12 @@ class Fingerprint:
         self.all_wait = True
         """Whether all ranks look at the outcome of the last call now, so that they can tell each other more."""
 
-    def differing(self, numbers: Sequence[int]) -> list[bool]:
-        """Which of the numbers are not the same on all ranks; with a delay where none is new."""
+    def differing(self, numbers: Sequence[int], *, wait: bool = False) -> list[bool]:
+        """Which of the numbers are not the same on all ranks; with a delay where none is new, unless all ``wait``."""
         own = tuple(numbers)
         table = self._gathered(torch.tensor(own))
         differs = (table != table[0]).any(0)
-        steady = not self._waits and own == self._last
+        steady = not (self._waits or wait) and own == self._last
         if steady:
             flags = self._earlier(len(own))
             self._outcome = _on_its_way(differs)
@@ -44,7 +44,7 @@ class Fingerprint:
         else:
             flags = differs.tolist()
             self.all_wait = self._waits or list(self._last or ()) not in table.tolist()
-        self._last = None if any(flags) else own
+        self._last = None if wait or any(flags) else own
         return flags
 
     def _earlier(self, count: int) -> list[bool]:

@@ -66,19 +66,21 @@ class Ranks:
         dist.all_gather_object(result, own, group=self.group)
         return result
 
-    def differing(self, purpose: str, numbers: Sequence[int]) -> list[bool]:
+    def differing(self, purpose: str, numbers: Sequence[int], *, wait: bool = False) -> list[bool]:
         """Which of the numbers, of which there are always as many, are not the same on all ranks."""
         if purpose not in self._fingerprints:
             self._fingerprints[purpose] = Fingerprint(self._gathered_there, self.has_host_backend)
-        return self._fingerprints[purpose].differing(numbers)
+        return self._fingerprints[purpose].differing(numbers, wait=wait)
 
     def all_wait(self, purpose: str) -> bool:
         """Whether all ranks know the outcome of the last comparison by now."""
         return self._fingerprints[purpose].all_wait
 
     def _placed(self, tensor: Tensor) -> Tensor:
-        """The tensor where the group can send it from."""
-        return tensor if self.has_host_backend or not tensor.is_cpu else tensor.cuda()
+        """The tensor where the group can send it from; a copy on a GPU is not waited for."""
+        if self.has_host_backend or not tensor.is_cpu:
+            return tensor
+        return tensor.pin_memory().cuda(non_blocking=True)
 
 
 class Peers:
@@ -105,8 +107,17 @@ class Peers:
         """Whether all have taken over what the first rank remembers."""
 
     def now(self) -> Ranks | None:
-        """The ranks that take part, None if this process is alone."""
+        """The ranks that take part, None if this process is alone.
+
+        Raises:
+            RuntimeError: The group that was given is gone.
+        """
         if not (dist.is_available() and dist.is_initialized()):
+            if self._group is not None:
+                raise RuntimeError(
+                    f"{self._caller}: `process_group` must be one that has not been destroyed, got {self._group!r}. "
+                    f"Train without ranks, or on new ones, with a new {self._caller}."
+                )
             return None
         group = dist.group.WORLD if self._group is None else self._group
         if self._known is None or self._known.group is not group:

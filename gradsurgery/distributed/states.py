@@ -1,6 +1,7 @@
-"""What methods remember, the same on all ranks: compared, and where it differs that of the first rank."""
+"""What ranks must have in common, in words, and what methods remember, taken from the first rank where it differs."""
 
 import hashlib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -21,6 +22,15 @@ def described(method: nn.Module) -> str:
         }
         words.append(f"{type(member).__name__}({', '.join(f'{name}={value!r}' for name, value in options.items())})")
     return " ".join(words)
+
+
+def described_parameters(parameters: Iterable[Tensor], names: Mapping[int, str]) -> str:
+    """What must be the same of parameters on all ranks; names are by id, where they are known."""
+    return "; ".join(
+        f"{names.get(id(parameter), '')} {tuple(parameter.shape)} {parameter.dtype}"
+        f"{'' if parameter.requires_grad else ' frozen'}".strip()
+        for parameter in parameters
+    )
 
 
 def state_of_first(ranks: Ranks, own: dict[str, Any]) -> dict[str, Any] | None:

@@ -47,15 +47,13 @@ def averages(request: Request, found: NamedLosses, *, sharded: bool) -> Averages
     if sharded:
         _check_differentiable(presence.reach, found)
     shares = [presence.weights.get(name, 0.0) for name in presence.names]
-    values = own.new_zeros(len(shares))
-    here = {}
-    for name, loss, value in zip(found.names, found.scalars, own, strict=True):
-        if name in presence.names:
-            position = presence.names.index(name)
-            here[position] = loss
-            if shares[position]:  # the mean of no items is not a number
-                values[position] = shares[position] * value
-    values = request.agreement.ranks.total(values)
+    own = own.to(request.wrapped[0].device)  # a rank without losses knows of no other device
+    values = presence.averaged(found.names, own, request.agreement.ranks)
+    here = {
+        presence.names.index(name): loss
+        for name, loss in zip(found.names, found.scalars, strict=True)
+        if name in presence.names
+    }
     return Averages(presence.names, found.all_names, values, here, [*shares, presence.extra_weight])
 
 

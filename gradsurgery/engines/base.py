@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -158,7 +158,10 @@ def pose(request: Request) -> Problem:
     check_tags(graph, found.scalars, request.wrapped, request.sharing, request.names)
     leaves = ordered(graph, request.wrapped, len(found.scalars))
     agreed, anywhere = request.agree(found, leaves)
-    if len(agreed.names) < len(found.names):  # nothing was averaged in them here
+    without_extra = request.weights is not None and not request.weights[-1]
+    if without_extra:
+        request = replace(request, extra_loss=None)
+    if without_extra or len(agreed.names) < len(found.names):  # nothing was averaged in them here
         roots, graph = request.reach(agreed.scalars)
         leaves = ordered(graph, request.wrapped, len(agreed.scalars))
     shared = request.sharing.select(request.wrapped, anywhere, sticky=request.sticky)

@@ -9,7 +9,13 @@ from .graph import Node, Reach, edges_below
 
 
 def check_tags(
-    graph: Reach, losses: Sequence[Tensor], wrapped: list[Tensor], sharing: Sharing, names: Mapping[int, str]
+    graph: Reach,
+    losses: Sequence[Tensor],
+    wrapped: list[Tensor],
+    sharing: Sharing,
+    names: Mapping[int, str],
+    *,
+    copies: bool = False,
 ) -> None:
     """Raises where what is shared can only be told by the user.
 
@@ -23,6 +29,7 @@ def check_tags(
         wrapped: The parameters of the wrapped optimizer.
         sharing: Knows what is declared as shared.
         names: Names of parameters, by id, for errors.
+        copies: Whether leaves that the optimizer does not hold stand for parameters of it, as with FSDP2.
 
     Cost:
         Nothing without compiled parts; else a walk over the graph of each loss.
@@ -30,7 +37,7 @@ def check_tags(
     if not graph.compiled or sharing.explicit is not None or sharing.declared(wrapped):
         return
     hidden = set(_leaves_below(graph, _entered_apart(graph, losses)))
-    for parameter in wrapped:
+    for parameter in [*wrapped, *(graph.leaves if copies else ())]:
         if parameter in hidden:
             raise RuntimeError(
                 f"MultiObjectiveOptimizer: `shared` must be declared where several losses come out of one compiled "

@@ -11,7 +11,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from ..distributed import Agreement, Place, Ranks, digest
+from ..distributed import Agreement, Place, Ranks
 from ..sharing import describe
 from .per_loss import Block, Jacobian, PerLossGradients, sparse_gradient
 from .spread import Spread
@@ -125,9 +125,8 @@ def all_items(
     places = torch.tensor([presence.names.index(name) for name in found.names], dtype=torch.long)
     shared = {part.parameters[0]: part for part in found.jacobian().parts()}
     plain = dict(found.plain)
-    values = found.values.new_zeros(len(presence.names))
-    values[places.to(values.device)] = found.values * values.new_tensor([presence.weights[n] for n in found.names])
-    pairs = _layout(shared, plain, wrapped, names, ranks)
+    own_values = found.values.to(wrapped[0].device)  # a rank without losses knows of no other device
+    pairs = _layout(shared, plain, wrapped, names, agreement)
     entries, others = (
         [_entry(parameter, sparse, shared, plain, ranks) for parameter, sparse in own] for own in pairs
     )
@@ -136,7 +135,9 @@ def all_items(
     for kind in _kinds([*entries, *others]):
         lot = _Lot([entry for entry in entries if _kind(entry) == kind], ranks)
         rest = _Lot([entry for entry in others if _kind(entry) == kind], ranks)
-        own, total = _exchanged(lot, rest, shared, plain, places, count, kind)
+        own, total = _added_up(
+            lot, rest, count, ranks.exchanged(_outgoing(lot, rest, shared, plain, places, count, kind))
+        )
         lots.append(lot)
         rows.append(own)
         totals += [
@@ -147,7 +148,9 @@ def all_items(
     lots, rows = [lot for lot, _ in chosen], [own for _, own in chosen]
     jacobian = Jacobian(_blocks(lots, rows)) if whole or not lots else Scattered(lots, rows, ranks)
     how = f"{found.engine}, rows added up over {ranks.size} ranks"
-    return PerLossGradients(presence.names, found.all_names, ranks.total(values), jacobian, totals, how)
+    return PerLossGradients(
+        presence.names, found.all_names, presence.averaged(found.names, own_values, ranks), jacobian, totals, how
+    )
 
 
 def _layout(
@@ -155,7 +158,7 @@ def _layout(
     plain: dict[Tensor, Tensor],
     wrapped: list[Tensor],
     names: dict[int, str],
-    ranks: Ranks,
+    agreement: Agreement,
 ) -> tuple[_Sided, _Sided]:
     """The parameters that any rank has gradients of, shared and not, and whether they are sparse on all of these."""
     positions = {parameter: position for position, parameter in enumerate(wrapped)}
@@ -165,22 +168,17 @@ def _layout(
                 f"MultiObjectiveOptimizer: `losses` must reach only parameters of the optimizer when there are "
                 f"several ranks, got {describe(parameter, names)}. Hand it to the optimizer, or detach it."
             )
-    own = (
-        {positions[parameter]: part.indices is not None for parameter, part in shared.items()},
-        {positions[parameter]: gradient.is_sparse for parameter, gradient in plain.items()},
-    )
-    (differs,) = ranks.differing("layout", [digest(repr([sorted(side.items()) for side in own]))])
-    if differs and not ranks.all_wait("layout"):
-        raise RuntimeError(
-            "MultiObjectiveOptimizer: `losses` must give gradients to the same parameters on all ranks from step to "
-            "step, got others on this one alone. With counts= on all ranks they need not."
+    everybody = agreement.layouts(
+        (
+            sorted((positions[parameter], part.indices is not None) for parameter, part in shared.items()),
+            sorted((positions[parameter], gradient.is_sparse) for parameter, gradient in plain.items()),
         )
-    everybody = ranks.gathered_objects(own) if differs else [own]
+    )
     result = []
     for side in range(2):
         merged: dict[int, bool] = {}
         for each in everybody:
-            for position, sparse in each[side].items():
+            for position, sparse in each[side]:
                 merged[position] = merged.get(position, True) and sparse
         result.append([(wrapped[position], sparse) for position, sparse in sorted(merged.items())])
     return result[0], result[1]
@@ -205,7 +203,7 @@ def _entry(
     return _Entry(parameter, torch.cat(rows).unique())
 
 
-def _exchanged(
+def _outgoing(
     lot: _Lot,
     rest: _Lot,
     shared: dict[Tensor, Block],
@@ -213,8 +211,8 @@ def _exchanged(
     places: Tensor,
     count: int,
     kind: tuple[torch.dtype, torch.device],
-) -> tuple[Tensor, Tensor]:
-    """This rank's part of the rows ``(K, piece)`` and of the plain sums ``(piece,)``, added up over the ranks."""
+) -> Tensor:
+    """For each rank its part of this one's rows ``(K, piece)`` and of its plain sums ``(piece,)``, side by side."""
     dtype, device = kind
     width = count * lot.piece
     outgoing = torch.zeros(lot.ranks.size, width + rest.piece, dtype=dtype, device=device)
@@ -229,16 +227,24 @@ def _exchanged(
     for position, entry in enumerate(rest.entries):
         if entry.parameter in plain:
             rest.scatter(outgoing[:, width:], position, _flat(plain[entry.parameter], entry))
-    wide = torch.promote_types(dtype, torch.float32)
-    summed = lot.ranks.exchanged(outgoing).sum(0, dtype=torch.float64).to(wide)
-    return summed[:width].view(count, lot.piece), summed[width:].to(dtype)
+    return outgoing
+
+
+def _added_up(lot: _Lot, rest: _Lot, count: int, received: Tensor) -> tuple[Tensor, Tensor]:
+    """This rank's part of the rows ``(K, piece)`` and of the plain sums ``(piece,)`` of all ranks."""
+    total = received[0].double()
+    for other in received[1:]:  # a sum in float64 would first convert all that is received
+        total += other
+    rows, plain = total.split([count * lot.piece, rest.piece])
+    wide = torch.promote_types(received.dtype, torch.float32)
+    return rows.to(wide).view(count, lot.piece), plain.to(received.dtype)
 
 
 def _columns(part: Block, entry: _Entry) -> Tensor:
     """Rows ``(K, numel)`` of an entry."""
     if part.indices is None or entry.indices is None:
         return part.dense().reshape(len(part.rows), -1)
-    rows = part.rows.view(len(part.rows), len(part.indices), -1)
+    rows = part.rows.view(len(part.rows), len(part.indices), entry.parameter[:1].numel())
     full = rows.new_zeros(len(rows), len(entry.indices), rows.shape[2])
     return full.index_copy_(1, torch.searchsorted(entry.indices, part.indices), rows).flatten(1)
 
@@ -247,7 +253,7 @@ def _flat(gradient: Tensor, entry: _Entry) -> Tensor:
     """A gradient as the ``(numel,)`` of an entry."""
     if entry.indices is None:
         return (gradient.to_dense() if gradient.is_sparse else gradient).reshape(-1)
-    values = gradient.values().reshape(gradient._nnz(), -1)
+    values = gradient.values().flatten(1)
     full = values.new_zeros(len(entry.indices), values.shape[1])
     return full.index_copy_(0, torch.searchsorted(entry.indices, gradient.indices()[0]), values).flatten()
 
@@ -256,7 +262,7 @@ def _blocks(lots: list[_Lot], rows: list[Tensor]) -> list[Block]:
     """All columns on each rank."""
     result = []
     for lot, own in zip(lots, rows, strict=True):
-        for entry, whole in zip(lot.entries, lot.gathered(own), strict=True):
+        for entry, whole in zip(lot.entries, lot.gathered(own.to(_kind(lot.entries[0])[0])), strict=True):
             result.append(Block([entry.parameter], whole, entry.indices))
     return result
 

@@ -14,9 +14,10 @@ from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from ..eager import uncompiled
-from .graph import Node, Reach
+from .graph import Node, Reach, compiled_graph
 
 CURE = (
     "Before the first call of a compiled model, set torch._functorch.config.donated_buffer = False and "
@@ -27,6 +28,9 @@ _GUARDED = "gradsurgery guards what this node has saved"
 
 _writes: "WeakKeyDictionary[type, bool]" = WeakKeyDictionary()
 """For each compiled graph whether its backward pass writes over what was saved; absent until that is known."""
+
+_donated: "WeakKeyDictionary[type, Any]" = WeakKeyDictionary()
+"""For compiled graphs that are passed now what torch says of donated buffers, which it has to forget meanwhile."""
 
 _keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
@@ -71,7 +75,12 @@ def donation_explained() -> Iterator[None]:
 
 def _is_taken_over() -> bool:
     """Whether compiled autograd makes passes of its own from the parts, which leave alone what was saved."""
-    return bool(getattr(sys.modules.get("torch._dynamo.compiled_autograd"), "compiled_autograd_enabled", False))
+    return _is_on("torch._dynamo.compiled_autograd", "compiled_autograd_enabled")
+
+
+def _is_on(module: str, setting: str) -> bool:
+    """Whether a module is loaded, and a setting of it is on."""
+    return bool(getattr(sys.modules.get(module), setting, False))
 
 
 class _Guard:
@@ -86,7 +95,6 @@ class _Guard:
         self._node = ref(node)
         self._parameters = parameters
         self._copies: list[tuple[Tensor, Tensor]] = []
-        self._donated: tuple[Any] | None = None
 
     @uncompiled
     def before(self, _: Any) -> None:
@@ -94,50 +102,69 @@ class _Guard:
         node = self._node()
         if node is None:
             return
-        graph = node._forward_cls
+        graph = compiled_graph(node)
         self._restore(graph)  # after a pass that has failed
         if not _keeps_graph() or _writes.get(graph) is False:
             return
         self._copies = [(saved, saved.detach().clone()) for saved in _saved(node, self._parameters)]
-        if graph.compiled_bw is not None:  # else torch will compile it for several passes
-            donated = graph.metadata.bw_donated_idxs
-            if donated:
-                _writes[graph] = True
-            self._donated = (donated,)
-            graph.metadata.bw_donated_idxs = []  # else torch refuses this pass
+        metadata: Any = getattr(graph, "metadata", None)
+        if getattr(graph, "compiled_bw", None) is None or not hasattr(metadata, "bw_donated_idxs"):
+            return  # torch will compile it for several passes, or refuses this pass if it must
+        if metadata.bw_donated_idxs:
+            _writes[graph] = True
+        _donated[graph] = metadata.bw_donated_idxs
+        metadata.bw_donated_idxs = []  # else torch refuses this pass
 
     @uncompiled
     def after(self, _: Any, gradients: Iterable[Tensor | None]) -> None:
         """Notes whether something was written over, and puts it back."""
         node = self._node()
-        if node is None or not self._copies:
+        if node is None:
             return
-        graph = node._forward_cls
-        if graph not in _writes:
+        graph = compiled_graph(node)
+        if self._copies and graph not in _writes:
             if any(not torch.equal(saved, copy) for saved, copy in self._copies):
                 _writes[graph] = True
-            elif any(gradient is not None and bool(gradient.any()) for gradient in gradients):
-                _writes[graph] = False  # zeros might have been written over zeros
+            elif all(_has_nonzero(copy) for _, copy in self._copies) and any(map(_has_nonzero, gradients)):
+                _writes[graph] = False  # otherwise zeros might have been written over zeros
         self._restore(graph)
 
     def _restore(self, graph: Any) -> None:
         for saved, copy in self._copies if _writes.get(graph) is not False else ():
             saved.data.copy_(copy)  # this does not count as a change of it
         self._copies = []
-        if self._donated is not None:
-            (graph.metadata.bw_donated_idxs,) = self._donated
-            self._donated = None
+        if graph in _donated:
+            graph.metadata.bw_donated_idxs = _donated.pop(graph)
 
 
 def _saved(node: Node, parameters: frozenset[int]) -> list[Tensor]:
-    """What a node has saved and may write over; what hooks unpack is made anew for each pass."""
-    hooked = any(getattr(raw, "unpack_hook", None) is not None for raw in node._raw_saved_tensors)
-    saved = [*(() if hooked else node.saved_tensors), *getattr(node, "_tensors_no_vc_check", ())]
+    """What a node has saved and may write over.
+
+    What hooks unpack may be made anew for each pass, and only once; what they have packed can be looked at.
+
+    Raises:
+        RuntimeError: This version of torch does not show it, and may write over it.
+    """
+    raw = getattr(node, "_raw_saved_tensors", None)
+    if raw is None:
+        if _is_on("torch._functorch.config", "donated_buffer") or _is_on("torch._inductor.config", "fx_graph_cache"):
+            raise RuntimeError(
+                f"MultiObjectiveOptimizer: `losses` must depend on compiled graphs that show what they have saved, "
+                f"got one of torch {torch.__version__} that does not. {CURE}"
+            )
+        return []
+    hooked = any(getattr(each, "unpack_hook", None) is not None for each in raw)
+    packed = pytree.tree_leaves([getattr(each, "data", None) for each in raw]) if hooked else node.saved_tensors
+    saved = [each for each in packed if isinstance(each, Tensor)] + [*getattr(node, "_tensors_no_vc_check", ())]
     return [
         tensor
         for tensor in saved
         if _has_own_memory(tensor) and tensor.untyped_storage().data_ptr() not in parameters
     ]
+
+
+def _has_nonzero(tensor: Tensor | None) -> bool:
+    return tensor is not None and bool(tensor.any())
 
 
 def _has_own_memory(tensor: Tensor | None) -> bool:

@@ -76,7 +76,7 @@ def reach(roots: Sequence[Tensor]) -> Reach:
                 leaves[variable] = leaves.get(variable, 0) | bits
             else:
                 overlaps.add(bits)
-        if name == _COMPILED and node._forward_cls.__module__.startswith("torch."):
+        if name == _COMPILED and compiled_graph(node).__module__.startswith("torch."):
             compiled.append(node)
         elif name == _REENTRANT_CHECKPOINT:
             raise RuntimeError(
@@ -93,6 +93,11 @@ def reach(roots: Sequence[Tensor]) -> Reach:
         leaves = _leaves_by_slot(roots, leaves)
     nodes = {node: reached[node] for node in names}
     return Reach(leaves, frozenset(overlaps), nodes, children, names, compiled)
+
+
+def compiled_graph(node: Node) -> Any:
+    """The class by which torch runs the compiled graph that a node stands for."""
+    return getattr(node, "_forward_cls", type(node))
 
 
 def _leaves_by_slot(roots: Sequence[Tensor], leaves: dict[Tensor, int]) -> dict[Tensor, int]:

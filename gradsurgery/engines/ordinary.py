@@ -55,6 +55,22 @@ def averaged(parameter: Tensor, gradient: Tensor, ranks: Ranks) -> Tensor:
     return gradient if is_sharded(parameter) else ranks.total(gradient / ranks.size)
 
 
+def reached_anywhere(
+    request: Request, rows: dict[Tensor, dict[int, Tensor]], roots: int, ranks: Ranks
+) -> dict[Tensor, dict[int, Tensor]]:
+    """Gradients by parameter and root in the optimizer's order, with zeros for what only other ranks reach.
+
+    What is sharded is reached on all ranks or on none: the rest need not be.
+    """
+    rest = [parameter for parameter in request.wrapped if not is_sharded(parameter)]
+    if rest:
+        here = torch.tensor([[root in rows.get(parameter, ()) for root in range(roots)] for parameter in rest])
+        for parameter, anywhere in zip(rest, ranks.total(here.int()).tolist(), strict=True):
+            for root in [root for root, on in enumerate(anywhere) if on and root not in rows.get(parameter, ())]:
+                rows.setdefault(parameter, {})[root] = torch.zeros_like(parameter, requires_grad=False)
+    return {parameter: rows[parameter] for parameter in request.wrapped if parameter in rows}
+
+
 class OrdinaryPasses:
     """Differentiates scalars one after the other, each by an ordinary backward pass.
 
@@ -109,7 +125,8 @@ class OrdinaryPasses:
         if leaf not in self._held:
             raise RuntimeError(
                 f"MultiObjectiveOptimizer: `losses` must reach only parameters of the optimizer where they are "
-                f"sharded, got {describe(leaf, self._request.names)}. Hand it to the optimizer, or detach it."
+                f"sharded, got {describe(leaf, self._request.names)}. Hand it to the optimizer, or detach it. "
+                f"After a backward pass that has raised, FSDP2 gets gradients wrong: make the model again."
             )
         if gradient.is_sparse:
             raise RuntimeError(

@@ -32,7 +32,7 @@ class Block:
             return [self]
         sizes = [parameter.numel() for parameter in self.parameters]
         return [
-            Block([parameter], part.view(-1, *parameter.shape))
+            Block([parameter], part.view(len(part), *parameter.shape))
             for parameter, part in zip(self.parameters, self.rows.split(sizes, dim=1), strict=True)
         ]
 

@@ -13,8 +13,9 @@ from ..losses import named_losses
 from ..sharing import describe, parameters_of, tagged_parameters
 from .averages import averages
 from .base import Engine, Request, is_sharded
+from .compiled import check_tags
 from .graph import Reach
-from .ordinary import OrdinaryPasses, averaged, ranks_of
+from .ordinary import OrdinaryPasses, averaged, ranks_of, reached_anywhere
 from .per_loss import Block, PerLossGradients, PlainSum
 from .spread import Spread
 
@@ -55,15 +56,18 @@ class Sharded(Engine):
         request = replace(request, weights=[ranks.size * share for share in found.shares])
         passes, plain, count = OrdinaryPasses(request, graph), PlainSum(), len(found.names)
         rows: dict[Tensor, dict[int, Tensor]] = {}
-        for position in range(count):
+        for position in range(len(roots)):
             for parameter, gradient in passes.gradients(roots, position).items():
                 rows.setdefault(parameter, {})[position] = gradient
-        for position in range(count, len(roots)):
-            extra = passes.gradients(roots, position)
-            plain.add(extra, list(extra.values()))
         passes.finish()
         _check_declared(request, graph)
-        reach = {key: sum(1 << loss for loss in rows[key]) for key in request.wrapped if key in rows}
+        check_tags(  # only now, as modules show FSDP2's copies before, which no tag seems to be about
+            graph, list(found.here.values()), request.wrapped, request.sharing, request.names, copies=True
+        )
+        rows = reached_anywhere(request, rows, len(roots), ranks)
+        extra = {parameter: own.pop(count) for parameter, own in rows.items() if count in own}
+        plain.add(extra, list(extra.values()))
+        reach = {parameter: sum(1 << loss for loss in own) for parameter, own in rows.items() if own}
         shared = request.sharing.select(request.wrapped, reach, sticky=request.sticky)
         blocks = [_block(parameter, rows.pop(parameter), count, ranks) for parameter in shared]
         for parameter, gradients in rows.items():
@@ -106,12 +110,12 @@ def _distributed(local: Tensor, parameter: Any) -> Tensor:
     """Entries of this rank, or rows of them, distributed as a parameter is."""
     if not is_sharded(parameter):
         return local
-    from torch.distributed.tensor import DTensor, Shard
+    from torch.distributed.tensor import DTensor, Replicate, Shard
 
     placements, shape = list(parameter.placements), list(parameter.shape)
     rows = local.ndim - parameter.ndim
     if rows:
-        if any(placement.is_shard() and type(placement) is not Shard for placement in placements):
+        if any(type(placement) not in (Shard, Replicate) for placement in placements):
             raise RuntimeError(
                 f"MultiObjectiveOptimizer: `jacobian` must be of parameters that are cut once along a dimension, got "
                 f"{describe(parameter)}, placed as {placements}."
