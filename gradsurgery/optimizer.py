@@ -42,8 +42,8 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
     then take a single backward pass (see :class:`gradsurgery.engines.Instances`). All that the losses reach is shared
     unless declared otherwise. Methods must be without a state, as a sample is not the same objective in every step.
 
-    Where ``torch.distributed`` is set up, each surgery is one of the losses averaged over the ranks; all ranks take part
-    in each :meth:`backward`, and none needs ``DistributedDataParallel``, nor is hindered by it.
+    Where ``torch.distributed`` is set up, each surgery is one of the losses averaged over the ranks, with
+    ``DistributedDataParallel`` or without. All ranks take part in each :meth:`backward`.
 
     Guarantees:
         an optimizer: schedulers, hooks, scalers, checkpoints and clipping work as on the wrapped one.
@@ -56,8 +56,8 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
             parameters alike.
         shared: Modules or parameters that the losses share. ``None``: the tagged ones, or found automatically.
         engine: How gradients are obtained: ``"loop"``, ``"ghost"``, ``"batched"``, ``"func"``, ``"sharded"``, an
-            engine, or ``"auto"``, which predicts whether ``"ghost"`` or ``"loop"`` is cheaper, and takes ``"sharded"``
-            for DTensors. Not for a scalarizer.
+            engine, or ``"auto"``, which predicts whether ``"ghost"`` or ``"loop"`` is cheaper, and takes
+            ``"sharded"`` for DTensors. Not for a scalarizer.
         scope: One surgery over all shared parameters together, or one for each module or tensor.
         process_group: The ranks whose losses are averaged. ``None``: all, where ``torch.distributed`` is set up.
 

@@ -102,7 +102,7 @@ class Run:
         if not (engine.has_rows or engine.adds_up):
             raise ValueError(
                 f"MultiObjectiveOptimizer: `engine` must deliver the gradients themselves when there are several "
-                f"ranks, which are added up, got {type(engine).__name__}. Use engine='auto' or engine='loop'."
+                f"ranks, which are added up, got {type(engine).__name__}. Use engine='auto'."
             )
         positions = {parameter: position for position, parameter in enumerate(wrapped)}
         shared = sorted({positions[each] for each in self.sharing.declared(wrapped) if each in positions})

@@ -6,19 +6,18 @@ needs the gradients themselves subclasses :class:`Aggregator` and writes ``direc
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import overload
 
 import torch
 from torch import Tensor
 
 from .. import kernels
-from ..distributed import Place, Share
-from ..state import Stateful
+from .columnwise import Columnwise
 
 
-class Aggregator(Stateful, ABC):
+class Aggregator(Columnwise, ABC):
     r"""Maps per-loss gradients to one direction: :math:`J \mapsto d`.
 
     State lives in buffers and is only changed by gradients that are finite.
@@ -31,43 +30,6 @@ class Aggregator(Stateful, ABC):
 
     needs_jacobian: bool = True
     """Whether the gradients themselves are needed, not only their inner products."""
-
-    _share: Share | None = None
-
-    @property
-    def works_on_parts(self) -> bool:
-        """Whether it may see only some of the columns, as it takes every sum over columns through :meth:`total`."""
-        return False
-
-    def total(self, partial: Tensor) -> Tensor:
-        """Completes a sum over columns: where others have the rest of them, adds up over the processes."""
-        return partial if self._share is None else self._share.total(partial)
-
-    def place(self, block: int) -> Place | None:
-        """Where the columns of a block of this call lie in the whole; None where they are the whole."""
-        return None if self._share is None or self._share.places is None else self._share.places[block]
-
-    def gramian_of_all(self, blocks: Sequence[Tensor]) -> Tensor:
-        """The Gramian ``(1, K, K)`` of all columns; those that several processes have count once."""
-        places = [self.place(block) for block in range(len(blocks))]
-        copies = [1 if place is None else place.copies for place in places]
-        parts = [
-            kernels.gramian([block for block, own in zip(blocks, copies, strict=True) if own == count]) / count
-            for count in sorted(set(copies))
-        ]
-        return self.total(parts[0] if len(parts) == 1 else torch.stack(parts).sum(0))
-
-    @contextmanager
-    def seeing(self, share: Share | None) -> Iterator[None]:
-        """Tells the method that it sees only a share of the columns, if any."""
-        members = [member for member in self.modules() if isinstance(member, Aggregator)]
-        for member in members if share is not None else ():
-            member._share = share
-        try:
-            yield
-        finally:
-            for member in members if share is not None else ():
-                del member._share
 
     @property
     def uses_losses(self) -> bool:

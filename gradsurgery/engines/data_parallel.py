@@ -11,10 +11,14 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from .. import kernels
 from ..distributed import Agreement, Place, Ranks
 from ..sharing import describe
-from .per_loss import Block, Jacobian, PerLossGradients, sparse_gradient
+from .per_loss import Block, Groups, Jacobian, PerLossGradients, sparse_gradient
 from .spread import Spread
+
+_BLOCK = 1 << 16
+"""So many columns are added up at once, few enough to stay in the cache."""
 
 _Sided: TypeAlias = list[tuple[Tensor, bool]]
 """Parameters, and whether their gradients are sparse."""
@@ -77,6 +81,11 @@ class _Lot:
         whole = self.ranks.gathered(pieces).movedim(0, -2).flatten(-2)
         return [whole[..., start:end] for start, end in zip(self.starts, self.starts[1:], strict=False)]
 
+    def gradients(self, piece: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """What is to be added to each ``.grad``, from this rank's piece ``(piece,)`` and all others."""
+        whole = self.gathered(piece.to(self.entries[0].parameter.dtype))
+        return [(entry.parameter, entry.gradient(flat)) for entry, flat in zip(self.entries, whole, strict=True)]
+
 
 class Scattered(Spread):
     """Per-loss gradients of all items, of which each rank has an equal part of the columns."""
@@ -89,6 +98,20 @@ class Scattered(Spread):
                 places.append(Place((entry.numel,), (lot.own(position),)))
         super().__init__(blocks, places, [1] * len(blocks), ranks)
         self._lots = lots
+        self._rows = rows
+
+    def gramian(self, groups: Groups) -> Tensor:
+        if groups is not None:
+            return super().gramian(groups)
+        gramians = [kernels.gramian([own]).to(self._rows[0].device) for own in self._rows]
+        return self.ranks.total(torch.stack(gramians).sum(0))
+
+    def combine(self, weights: Tensor, groups: Groups) -> list[tuple[Tensor, Tensor]]:
+        if groups is not None:
+            return super().combine(weights, groups)
+        weights = self.ranks.from_first(weights)
+        pieces = [kernels.combine([own], weights, [0])[0] for own in self._rows]
+        return [pair for lot, piece in zip(self._lots, pieces, strict=True) for pair in lot.gradients(piece)]
 
     def assemble(self, parts: list[Block], directions: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         given = {part.parameters[0]: direction for part, direction in zip(parts, directions, strict=True)}
@@ -97,10 +120,7 @@ class Scattered(Spread):
             piece = lot.entries[0].parameter.new_zeros(lot.piece)
             for position, entry in enumerate(lot.entries):
                 piece[lot.within(position)] = given[entry.parameter].to(piece)
-            result += [
-                (entry.parameter, entry.gradient(flat))
-                for entry, flat in zip(lot.entries, lot.gathered(piece), strict=True)
-            ]
+            result += lot.gradients(piece)
         return result
 
 
@@ -140,10 +160,7 @@ def all_items(
         )
         lots.append(lot)
         rows.append(own)
-        totals += [
-            (entry.parameter, entry.gradient(flat))
-            for entry, flat in zip(rest.entries, rest.gathered(total) if rest.entries else [], strict=True)
-        ]
+        totals += rest.gradients(total) if rest.entries else []
     chosen = [(lot, own) for lot, own in zip(lots, rows, strict=True) if lot.entries]
     lots, rows = [lot for lot, _ in chosen], [own for _, own in chosen]
     jacobian = Jacobian(_blocks(lots, rows)) if whole or not lots else Scattered(lots, rows, ranks)
@@ -232,12 +249,11 @@ def _outgoing(
 
 def _added_up(lot: _Lot, rest: _Lot, count: int, received: Tensor) -> tuple[Tensor, Tensor]:
     """This rank's part of the rows ``(K, piece)`` and of the plain sums ``(piece,)`` of all ranks."""
-    total = received[0].double()
-    for other in received[1:]:  # a sum in float64 would first convert all that is received
-        total += other
+    total = received.new_empty(received.shape[1], dtype=torch.promote_types(received.dtype, torch.float32))
+    for start in range(0, len(total), _BLOCK):  # float64 copies of all would be four times what is received
+        total[start : start + _BLOCK] = received[:, start : start + _BLOCK].sum(0, dtype=torch.float64)
     rows, plain = total.split([count * lot.piece, rest.piece])
-    wide = torch.promote_types(received.dtype, torch.float32)
-    return rows.to(wide).view(count, lot.piece), plain.to(received.dtype)
+    return rows.view(count, lot.piece), plain.to(received.dtype)
 
 
 def _columns(part: Block, entry: _Entry) -> Tensor:
