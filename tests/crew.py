@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-_PATIENCE = 60.0
+_PATIENCE = 120.0
 """Seconds after which ranks are taken to wait for each other for ever."""
 
 

@@ -24,6 +24,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated:DeprecationWarning"),  # inductor imports it
     pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),  # dynamo does
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),  # dynamo looks at it
+    pytest.mark.filterwarnings("ignore:Skipping serialization of skipfiles:UserWarning"),  # torch 2.6's inductor
 ]
 
 needs_compiler = pytest.mark.skipif(
