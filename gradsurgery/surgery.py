@@ -82,6 +82,7 @@ def operate(found: PerLossGradients, method: Aggregator, plan: Plan) -> Surgery:
                 gramian = gramian[0]
             if weights is None:
                 weights = method.solve(gramian, found.values, rows=plan.objectives)
+                weights = found.shared.of_first_rank(weights)
             gradients = found.shared.combine(weights if labels else weights.unsqueeze(0), groups)
         else:
             weights = None

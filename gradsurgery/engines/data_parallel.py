@@ -109,7 +109,6 @@ class Scattered(Spread):
     def combine(self, weights: Tensor, groups: Groups) -> list[tuple[Tensor, Tensor]]:
         if groups is not None:
             return super().combine(weights, groups)
-        weights = self.ranks.from_first(weights)
         pieces = [kernels.combine([own], weights, [0])[0] for own in self._rows]
         return [pair for lot, piece in zip(self._lots, pieces, strict=True) for pair in lot.gradients(piece)]
 

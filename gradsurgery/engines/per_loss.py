@@ -77,6 +77,10 @@ class SharedGradients(ABC):
         """Whether something holds wherever some of the columns are."""
         return condition
 
+    def of_first_rank(self, weights: Tensor) -> Tensor:
+        """The weights of the first rank wherever some of the columns are: solvers may round elsewhere differently."""
+        return weights
+
     @abstractmethod
     def gramian(self, groups: Groups) -> Tensor:
         """The inner products of the rows, ``(B, K, K)``, float64."""

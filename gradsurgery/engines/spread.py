@@ -57,7 +57,6 @@ class Spread(Jacobian):
         return self.ranks.total(result)
 
     def combine(self, weights: Tensor, groups: Groups) -> list[tuple[Tensor, Tensor]]:
-        weights = self.ranks.from_first(weights)
         directions = [block.rows.new_empty(block.rows.shape[1:]) for block in self.blocks]
         filled = [position for position, direction in enumerate(directions) if direction.numel()]
         owners = [0 if groups is None else groups[self.blocks[position].parameters[0]] for position in filled]
@@ -70,6 +69,9 @@ class Spread(Jacobian):
     def share(self, parts: list[Block]) -> Share:
         places = {block.parameters[0]: place for block, place in zip(self.blocks, self.places, strict=True)}
         return _Columns([places[part.parameters[0]] for part in parts], self.ranks)
+
+    def of_first_rank(self, weights: Tensor) -> Tensor:
+        return self.ranks.from_first(weights)
 
     def on_all_ranks(self, condition: bool) -> bool:
         return not bool(self.ranks.total(torch.tensor(float(not condition))))
