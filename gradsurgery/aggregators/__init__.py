@@ -19,6 +19,7 @@ from .gradnorm import GradNorm
 from .gradvac import GradVac
 from .imtlg import IMTLG
 from .krum import Krum
+from .lossbalancer import LossBalancer
 from .mean import Mean
 from .mgda import MGDA
 from .moco import MoCo
@@ -54,6 +55,7 @@ __all__ = [
     "GradVac",
     "GramianAggregator",
     "Krum",
+    "LossBalancer",
     "MConFIG",
     "Mean",
     "MoCo",

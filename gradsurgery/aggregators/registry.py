@@ -25,6 +25,7 @@ from .gradnorm import GradNorm
 from .gradvac import GradVac
 from .imtlg import IMTLG
 from .krum import Krum
+from .lossbalancer import LossBalancer
 from .mean import Mean
 from .mgda import MGDA
 from .moco import MoCo
@@ -325,6 +326,16 @@ CONTRACTS: dict[type[Aggregator], Contract] = {
     ),
     NormalizedSGD: _contract(
         NormalizedSGD,
+        "gramian",
+        "permutation_equivariant",
+        "scale_equivariant",
+        "zero_rows_constrain_nothing",
+        "one_loss_is_identity",
+        "batched",
+        "state_round_trip",
+    ),
+    LossBalancer: _contract(
+        LossBalancer,
         "gramian",
         "permutation_equivariant",
         "scale_equivariant",

@@ -24,10 +24,24 @@ from .encoding import Batch, Encoding
 from .evaluation import Evaluation
 from .figures import draw_comparison, save_figure
 from .likelihood import Likelihood
-from .likelihoods import Bernoulli, Categorical, LogNormal, Normal, Poisson
+from .likelihoods import (
+    Bernoulli,
+    Beta,
+    Categorical,
+    Exponential,
+    Gamma,
+    Hurdle,
+    LogNormal,
+    NegativeBinomial,
+    Normal,
+    Ordinal,
+    Poisson,
+    ZeroTruncatedPoisson,
+)
 from .model import VAE
 from .objective import negative_elbo
 from .schema import Schema
+from .stacked import fit_seeds
 from .table import Split, Table
 from .training import Run, fit
 
@@ -35,20 +49,28 @@ __all__ = [
     "VAE",
     "Batch",
     "Bernoulli",
+    "Beta",
     "Categorical",
     "Column",
     "Encoding",
     "Evaluation",
+    "Exponential",
+    "Gamma",
+    "Hurdle",
     "Likelihood",
     "LogNormal",
+    "NegativeBinomial",
     "Normal",
+    "Ordinal",
     "Poisson",
     "Run",
     "Schema",
     "Split",
     "Table",
+    "ZeroTruncatedPoisson",
     "draw_comparison",
     "fit",
+    "fit_seeds",
     "negative_elbo",
     "save_figure",
 ]

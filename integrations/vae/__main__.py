@@ -8,6 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from . import Evaluation, Run, Schema, Table, draw_comparison, fit, save_figure
 from .atomic import write_whole
 from .frame import read_csv
 from .methods import METHODS, build_method
+from .stacked import fit_seeds
+from .stacked_evaluation import MedianEvaluation
 
 SHIPPED = ("randhie", "anes96")
 
@@ -35,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, RuntimeError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    evaluations = {name: run.evaluate() for name, run in runs.items()}
+    evaluations = {name: evaluate(own, options) for name, own in runs.items()}
     print(format_comparison(table.schema, evaluations))
     text = json.dumps(summarise(runs, evaluations, seconds, options), indent=1, ensure_ascii=False, allow_nan=False)
     try:
@@ -46,12 +49,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _write(runs: Mapping[str, Run], text: str, options: argparse.Namespace, out: Path) -> None:
+def _write(runs: Mapping[str, Sequence[Run]], text: str, options: argparse.Namespace, out: Path) -> None:
     """Writes the numbers and, where matplotlib is there, the figure."""
     write_whole(out / "results.json", lambda file: file.write_text(text + "\n", encoding="utf-8"))
     print(f"numbers: {out / 'results.json'}")
+    which = f" (seed {options.seed})" if options.seeds else ""
+    title = f"{short_name(options.table)}: one VAE, {' against '.join(runs)}{which}"
     try:
-        figure = draw_comparison(runs, f"{short_name(options.table)}: one VAE, {' against '.join(runs)}")
+        figure = draw_comparison({name: own[0] for name, own in runs.items()}, title)
     except ImportError as error:
         print(f"no figure: {error}", file=sys.stderr)
         return
@@ -59,24 +64,31 @@ def _write(runs: Mapping[str, Run], text: str, options: argparse.Namespace, out:
     print(f"figure:  {out / 'figure.png'}")
 
 
-def train_all(table: Table, options: argparse.Namespace) -> tuple[dict[str, Run], dict[str, float]]:
-    """One run a method, and how many seconds each took."""
-    runs: dict[str, Run] = {}
+def train_all(table: Table, options: argparse.Namespace) -> tuple[dict[str, list[Run]], dict[str, float]]:
+    """The runs of each method, one a seed, and how many seconds each method took."""
+    runs: dict[str, list[Run]] = {}
     seconds: dict[str, float] = {}
     width = max(len(name) for name in options.methods)
     for name in dict.fromkeys(options.methods):
         start = time.perf_counter()
-        runs[name] = fit(
-            table,
-            build_method(name, options.seed),
-            epochs=options.epochs,
-            batch_size=options.batch_size,
-            seed=options.seed,
-            progress=True,
-            title=f"{name:>{width}}",
-        )
+        runs[name] = train(table, name, options, f"{name:>{width}}")
         seconds[name] = time.perf_counter() - start
     return runs, seconds
+
+
+def train(table: Table, name: str, options: argparse.Namespace, title: str) -> list[Run]:
+    """The runs of one method: with ``--seeds`` all seeds together, else one."""
+    shared = {"epochs": options.epochs, "batch_size": options.batch_size, "progress": True, "title": title}
+    if options.seeds is None:
+        return [fit(table, build_method(name, options.seed), seed=options.seed, **shared)]
+    seeds = range(options.seed, options.seed + options.seeds)
+    return fit_seeds(table, partial(build_method, name), seeds=seeds, **shared)
+
+
+def evaluate(runs: Sequence[Run], options: argparse.Namespace) -> Evaluation:
+    """The test rows of one run, or with ``--seeds`` medians over the runs."""
+    evaluations = [run.evaluate() for run in runs]
+    return evaluations[0] if options.seeds is None else MedianEvaluation.of(evaluations)
 
 
 def short_name(table: str) -> str:
@@ -131,13 +143,13 @@ def format_comparison(schema: Schema, evaluations: Mapping[str, Evaluation]) -> 
 
 
 def summarise(
-    runs: Mapping[str, Run],
+    runs: Mapping[str, Sequence[Run]],
     evaluations: Mapping[str, Evaluation],
     seconds: Mapping[str, float],
     options: argparse.Namespace,
 ) -> dict[str, Any]:
     """Everything worth keeping about the runs, ready for JSON."""
-    table = next(iter(runs.values())).table
+    table = next(iter(runs.values()))[0].table
     return {
         "table": options.table,
         "rows": len(table),
@@ -146,21 +158,37 @@ def summarise(
             "epochs": options.epochs,
             "batch_size": options.batch_size,
             "seed": options.seed,
+            **({} if options.seeds is None else {"seeds": options.seeds}),
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
         },
-        "methods": {name: _summarise_run(run, evaluations[name], seconds[name]) for name, run in runs.items()},
+        "methods": {name: _summarise_method(own, evaluations[name], seconds[name]) for name, own in runs.items()},
     }
 
 
-def _summarise_run(run: Run, evaluation: Evaluation, seconds: float) -> dict[str, Any]:
+def _summarise_method(runs: Sequence[Run], evaluation: Evaluation, seconds: float) -> dict[str, Any]:
+    """Of several seeds, their medians and each one's numbers, in the order of the seeds."""
+    taken = {"seconds": round(seconds, 2)}
+    if not isinstance(evaluation, MedianEvaluation):
+        return {**_figures(evaluation), "best_epoch": runs[0].best_epoch, **taken, **_history(runs[0])}
+    seeds = [
+        {**_figures(own), "best_epoch": run.best_epoch, **_history(run)}
+        for run, own in zip(runs, evaluation.seeds, strict=True)
+    ]
+    return {**_figures(evaluation), **taken, "seeds": seeds}
+
+
+def _figures(evaluation: Evaluation) -> dict[str, Any]:
     return {
         "error": _finite(evaluation.error),
         "log_likelihood": _finite(evaluation.log_likelihood),
         "errors": {name: _finite(value) for name, value in evaluation.errors.items()},
         "log_likelihoods": {name: _finite(value) for name, value in evaluation.log_likelihoods.items()},
-        "best_epoch": run.best_epoch,
-        "seconds": round(seconds, 2),
+    }
+
+
+def _history(run: Run) -> dict[str, Any]:
+    return {
         "losses": [_finite(epoch.loss) for epoch in run.history],
         "validation_errors": [_finite(epoch.validation_error) for epoch in run.history],
     }
@@ -182,6 +210,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--epochs", type=int, default=100, help="passes over the training rows (default: 100)")
     parser.add_argument("--batch-size", type=int, default=128, help="rows a step (default: 128)")
     parser.add_argument("--seed", type=int, default=0, help="of split, weights, batches and noise (default: 0)")
+    parser.add_argument(
+        "--seeds", type=int, metavar="N",
+        help="train N seeds together, from --seed on, and report medians and each seed's numbers (default: one run)",
+    )  # fmt: skip
     parser.add_argument("--out", help="folder for results.json and figure.png (default: runs/vae/TABLE)")
     return parser
 

@@ -148,6 +148,9 @@ def _checked_numbers(cells: Floats, column: Column) -> Floats:
     if column.kind == "count":
         wrong = observed & ((cells < 0) | (cells != np.rint(cells)))
         _refuse(wrong, cells, column, "whole numbers from 0 on", "Make its kind real or positive")
+    if column.likelihood == "beta":
+        outside = observed & ((cells < 0) | (cells > 1))
+        _refuse(outside, cells, column, "numbers from 0 to 1 with likelihood 'beta'", "Pick another likelihood")
     if column.kind != "positive":
         return cells
     _refuse(observed & (cells < 0), cells, column, "positive numbers", "Make its kind real")

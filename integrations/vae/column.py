@@ -11,21 +11,60 @@ import pandas as pd
 Kind: TypeAlias = Literal["real", "positive", "count", "binary", "categorical", "ordinal"]
 Zeros: TypeAlias = Literal["shift", "missing", "raise"]
 Label: TypeAlias = bool | int | float | str
+LikelihoodName: TypeAlias = Literal[
+    "normal",
+    "lognormal",
+    "gamma",
+    "exponential",
+    "beta",
+    "hurdle_lognormal",
+    "hurdle_gamma",
+    "poisson",
+    "negative_binomial",
+    "hurdle_poisson",
+    "bernoulli",
+    "categorical",
+    "ordinal",
+]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 ZEROS: tuple[Zeros, ...] = get_args(Zeros)
 DISCRETE: tuple[Kind, ...] = ("binary", "categorical", "ordinal")
 
-ENTRY_KEYS = ("name", "type", "classes", "labels", "dtype", "zeros")
+# The likelihoods that fit each kind; the first is that of a column without an explicit one.
+FITTING: Mapping[Kind, tuple[LikelihoodName, ...]] = {
+    "real": ("normal", "beta"),
+    "positive": ("lognormal", "gamma", "exponential", "beta", "hurdle_lognormal", "hurdle_gamma"),
+    "count": ("poisson", "negative_binomial", "hurdle_poisson"),
+    "binary": ("bernoulli",),
+    "categorical": ("categorical",),
+    "ordinal": ("categorical", "ordinal"),
+}
+# Those that take the logarithm of every cell, for which zeros have to be shifted.
+SHIFTED: tuple[LikelihoodName, ...] = ("lognormal", "gamma")
+
+ENTRY_KEYS = ("name", "type", "classes", "labels", "dtype", "zeros", "likelihood")
 
 
 @dataclass(frozen=True)
 class Column:
     """Describes one column.
 
-    The likelihood follows from the kind: ``real`` Normal, ``positive`` LogNormal, ``count`` Poisson,
-    ``binary`` Bernoulli, ``categorical`` and ``ordinal`` Categorical (the order of an ordinal column
-    is kept for decoding; the model does not use it yet).
+    The likelihood follows from the kind, the first of its row, unless another of the row is named:
+
+    ===============  ======================================================================
+    kind             ``likelihood``
+    ===============  ======================================================================
+    ``real``         ``normal``; ``beta`` for shares
+    ``positive``     ``lognormal``; ``gamma``, ``exponential``, ``beta`` for shares,
+                     ``hurdle_lognormal`` or ``hurdle_gamma`` for a spike at zero
+    ``count``        ``poisson``; ``negative_binomial`` for more spread, ``hurdle_poisson``
+                     for a spike at zero
+    ``binary``       ``bernoulli``
+    ``categorical``  ``categorical``
+    ``ordinal``      ``categorical``, which leaves the order to decoding; ``ordinal``, which
+                     models it by cumulative logits
+    ===============  ======================================================================
 
     Args:
         name: The column's name in the table.
@@ -38,7 +77,10 @@ class Column:
             ``"shift"`` (also for ``None``): they are true values, and half of the smallest positive
             training value is added to every cell before the logarithm, subtracted again on decoding
             and floored at zero. ``"missing"``: they stand for "not recorded" and are masked out.
-            ``"raise"``: they are mistakes.
+            ``"raise"``: they are mistakes. A hurdle models zeros as they are and takes no policy;
+            ``exponential`` and ``beta`` have nothing to shift.
+        likelihood: One that fits the kind. ``None``: the first of its row. :meth:`Schema.infer` names
+            another one in clear cases only, by its rules.
 
     Raises:
         TypeError: ``name`` is not a string.
@@ -49,6 +91,8 @@ class Column:
         False
         >>> Column("vote", "binary", labels=("no", "yes")).classes
         2
+        >>> Column("claims", "count", likelihood="negative_binomial").to_entry()
+        {'name': 'claims', 'type': 'count', 'likelihood': 'negative_binomial'}
     """
 
     name: str
@@ -57,6 +101,7 @@ class Column:
     classes: int | None = None
     dtype: str | None = None
     zeros: Zeros | None = None
+    likelihood: LikelihoodName | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
@@ -71,6 +116,7 @@ class Column:
             )
         self._check_types()
         self._check_zeros()
+        self._check_likelihood()
         self._check_labels()
         if self.labels is not None:
             object.__setattr__(self, "classes", len(self.labels))
@@ -112,6 +158,25 @@ class Column:
             raise ValueError(
                 f"Column: `zeros` must be None unless the kind is positive, got {self.zeros!r} for "
                 f"{self.kind} column {self.name!r}. Leave it out."
+            )
+
+    def _check_likelihood(self) -> None:
+        if self.likelihood is None:
+            return
+        fitting = FITTING[self.kind]
+        if self.likelihood not in fitting:
+            others = [kind for kind, names in FITTING.items() if self.likelihood in names]
+            advice = f"It fits kind {' or '.join(others)}." if others else "Pick one, or leave it out."
+            raise ValueError(
+                f"Column: `likelihood` must be one of {', '.join(fitting)} for {self.kind} column {self.name!r}, "
+                f"got {self.likelihood!r}. {advice}"
+            )
+        hurdle = self.likelihood.startswith("hurdle")
+        if (self.zeros and hurdle) or (self.zeros == "shift" and self.likelihood not in SHIFTED):
+            raise ValueError(
+                f"Column: `zeros` must be None{'' if hurdle else ', missing or raise'} with likelihood "
+                f"{self.likelihood!r}, got {self.zeros!r} for column {self.name!r}. Leave it out, or pick another "
+                "likelihood."
             )
 
     def _check_labels(self) -> None:
@@ -157,10 +222,20 @@ class Column:
         """Whether the column holds categories rather than numbers."""
         return self.kind in DISCRETE
 
+    @property
+    def likelihood_name(self) -> LikelihoodName:
+        """The explicit likelihood, else that of the kind."""
+        return self.likelihood or FITTING[self.kind][0]
+
     def replace(
-        self, *, kind: Kind | None = None, labels: Iterable[Label] | None = None, zeros: Zeros | None = None
+        self,
+        *,
+        kind: Kind | None = None,
+        labels: Iterable[Label] | None = None,
+        zeros: Zeros | None = None,
+        likelihood: LikelihoodName | None = None,
     ) -> Column:
-        """The same column with another kind, labels or policy for zeros; see :meth:`Schema.replace`."""
+        """The same column with another kind, labels, policy for zeros or likelihood; see :meth:`Schema.replace`."""
         target = Column(self.name, self.kind if kind is None else kind)
         keeps_labels = target.kind == self.kind or (self.discrete and target.discrete)
         if labels is None:
@@ -168,18 +243,20 @@ class Column:
         else:
             new_labels, new_classes = tuple(labels), None
         keeps_zeros = zeros is None and target.kind == self.kind
+        keeps_likelihood = likelihood is None and target.kind == self.kind
         return replace(
             target,
             labels=new_labels,
             classes=new_classes,
             dtype=self.dtype,
             zeros=self.zeros if keeps_zeros else zeros,
+            likelihood=self.likelihood if keeps_likelihood else likelihood,
         )
 
     def to_entry(self) -> dict[str, Any]:
         """This column as one entry of a schema file, without what is unset."""
         labels = None if self.labels is None else list(self.labels)
-        values = (self.name, self.kind, self.classes, labels, self.dtype, self.zeros)
+        values = (self.name, self.kind, self.classes, labels, self.dtype, self.zeros, self.likelihood)
         return {key: value for key, value in zip(ENTRY_KEYS, values, strict=True) if value is not None}
 
     @classmethod
@@ -187,7 +264,8 @@ class Column:
         """The column of one entry of a schema file.
 
         Args:
-            entry: ``name`` and ``type``, and where they apply ``classes``, ``labels``, ``dtype``, ``zeros``.
+            entry: ``name`` and ``type``, and where they apply ``classes``, ``labels``, ``dtype``, ``zeros``,
+                ``likelihood``.
 
         Raises:
             ValueError: a key is missing or unknown, or a value is not allowed.
@@ -209,4 +287,5 @@ class Column:
             classes=entry.get("classes"),
             dtype=entry.get("dtype"),
             zeros=entry.get("zeros"),
+            likelihood=entry.get("likelihood"),
         )

@@ -10,13 +10,13 @@ from torch.nn import functional
 
 from .column import Column
 from .likelihood import Likelihood
-from .likelihoods import Bernoulli, Categorical, LogNormal, Normal, Poisson
+from .likelihood_scaling import mean_and_weight, scaled_likelihood
+from .likelihoods import Exponential, Hurdle
 from .schema import Schema
 from .table import Table
 
-# Below this fraction of the largest value, a spread is rounding: 0.1 repeated has a tiny one.
-ROUNDING = 1e-12
-SMALLEST_SPREAD = 1e-300
+# Stands in a missing cell of a number until it is masked: every likelihood of a number has it in its range.
+PLACEHOLDER = 0.5
 
 
 @dataclass(frozen=True)
@@ -45,28 +45,36 @@ class Batch:
 class Encoding:
     r"""The likelihood of each column and the input of the encoder.
 
-    ========================  =======================================  ===============================
-    kind                      likelihood of the scaled value           encoder input
-    ========================  =======================================  ===============================
-    real                      Normal, x' = w (x - mean), w = 1 / std   x'
-    positive                  LogNormal, x' = x^w, w = 1 / std(log x)  log x', centred
-    count                     Poisson, unscaled                        log(1 + x), standardised
-    binary                    Bernoulli                                -1 or 1
-    categorical, ordinal      Categorical                              one-hot
-    ========================  =======================================  ===============================
+    ==========================  ======================================  =============================
+    likelihood                  scaled value                            encoder input
+    ==========================  ======================================  =============================
+    normal                      x' = w (x - mean), w = 1 / std          x'
+    lognormal                   x' = x^w, w = 1 / std(log x)            log x', centred
+    gamma                       x' = w x, w = 1 / mean                  log x', standardised
+    exponential                 x' = w x, w = 1 / mean                  log(1 + x'), standardised
+    beta                        x                                       log-odds of x, standardised
+    poisson, negative_binomial  x                                       log(1 + x), standardised
+    hurdle_*                    0 or, by the cells above 0, as above    -1 or 1; 0 or as above
+    bernoulli                   x                                       -1 or 1
+    categorical, ordinal        x                                       one-hot
+    ==========================  ======================================  =============================
+
+    Which likelihood a column has is stated in :class:`Column`.
 
     A missing cell is 0 in all its inputs: the mean of a number, neither of two categories, none of
     several. Means and standard deviations (over n, not n - 1) are those of the observed training
     cells; a column that is constant there keeps w = 1. The zeros of a positive column follow
     :class:`Column`: with ``"shift"``, and if the table has any, half of the smallest positive training
-    value is added to all of its cells.
+    value is added to all of its cells. So it is with the ends of a ``beta`` column: if the table has
+    zeros or ones, all cells move inwards by half of the smallest distance of a training value from its end.
 
     Args:
         table: The whole table.
         rows: Numbers of the training rows, ``(M,)``.
 
     Raises:
-        ValueError: the training rows observe nothing of a column, or only zeros of a positive one.
+        ValueError: the training rows observe nothing of a column, only zeros of a positive one, or only
+            zeros and ones of a ``beta`` one.
 
     Cost:
         A few passes over the training rows.
@@ -90,23 +98,25 @@ class Encoding:
                     f"Encoding: column {column.name!r} must have an observed cell among the training rows, "
                     f"got {len(rows)} missing. Drop the column, or split by another seed."
                 )
-            has_zeros = bool((table.values[:, d] == 0).any())
             training = table.values[rows, d][seen]
-            likelihood = _likelihood(column, training, has_zeros)
+            likelihood = scaled_likelihood(column, table.values[:, d], training)
             self.likelihoods += (likelihood,)
-            self._inputs.append(_mean_and_weight(_input(column, likelihood, training)))
+            self._inputs.append(_statistics(column, likelihood, training))
 
     @property
     def num_features(self) -> int:
         """The width F of the encoder's input."""
-        return sum(column.classes or 1 if _one_hot(column) else 1 for column in self.schema)
+        return sum(
+            column.classes or 1 if _one_hot(column) else 1 + isinstance(likelihood, Hurdle)
+            for column, likelihood in zip(self.schema, self.likelihoods, strict=True)
+        )
 
     def encode(self, table: Table) -> Batch:
         """All rows of a table with the same schema, in float32.
 
         Raises:
-            ValueError: the schema is another one, or a positive column has zeros (or less) here that the
-                table of the training rows did not have.
+            ValueError: the schema is another one, or a positive column has zeros (or less), or a ``beta``
+                column zeros or ones, that the table of the training rows did not have.
         """
         if table.schema != self.schema:
             raise ValueError(
@@ -116,13 +126,10 @@ class Encoding:
         features, scaled = [], []
         for d, column in enumerate(self.schema):
             observed = table.observed[:, d]
-            values = torch.where(observed, table.values[:, d], 0.0 if column.discrete else 1.0)
+            values = torch.where(observed, table.values[:, d], 0.0 if column.discrete else PLACEHOLDER)
             target = self.likelihoods[d].transform(values)
             if not torch.isfinite(target).all():
-                raise ValueError(
-                    f"Encoding: positive column {column.name!r} must hold numbers above 0, got zeros that "
-                    "the training table did not have. Set its `zeros` to 'missing'."
-                )
+                raise ValueError(_message_of_ends(column))
             scaled.append(torch.where(observed, target, 0.0))
             features.append(torch.where(observed[:, None], self._features(d, values), 0.0))
         return Batch(torch.cat(features, dim=1).float(), torch.stack(scaled, dim=1).float(), table.observed.clone())
@@ -134,31 +141,12 @@ class Encoding:
         if column.kind == "binary":
             return (2 * values - 1)[:, None]
         mean, weight = self._inputs[d]
-        return (weight * (_input(column, self.likelihoods[d], values) - mean))[:, None]
-
-
-def _likelihood(column: Column, training: Tensor, has_zeros: bool) -> Likelihood:
-    """The likelihood of a column, scaled by its observed training values, which are in original units."""
-    if column.kind == "real":
-        # Departs from x' = w x: centred too, as the published experiment's tables were, because the result would
-        # otherwise depend on where the zero of the units lies.
-        mean, weight = _mean_and_weight(training)
-        return Normal(weight, center=mean)
-    if column.kind == "count":
-        return Poisson(float(training.max()))
-    if column.kind == "binary":
-        return Bernoulli()
-    if column.discrete:
-        return Categorical(column.classes or 1)
-    positive = training[training > 0]
-    if not len(positive):
-        raise ValueError(
-            f"Encoding: positive column {column.name!r} must have a number above 0 among the training rows, "
-            "got zeros only. Drop the column, make its kind real, or split by another seed."
-        )
-    shift = float(positive.min()) / 2 if has_zeros else 0.0
-    _, weight = _mean_and_weight(torch.log(training + shift))
-    return LogNormal(weight, shift=shift)
+        likelihood = self.likelihoods[d]
+        if not isinstance(likelihood, Hurdle):
+            return (weight * (_input(column, likelihood, values) - mean))[:, None]
+        zero = values == 0
+        amounts = weight * (_input(column, likelihood.above, torch.where(zero, 1.0, values)) - mean)
+        return torch.stack([torch.where(zero, -1.0, 1.0), torch.where(zero, 0.0, amounts)], dim=1)
 
 
 def _one_hot(column: Column) -> bool:
@@ -167,15 +155,28 @@ def _one_hot(column: Column) -> bool:
 
 def _input(column: Column, likelihood: Likelihood, values: Tensor) -> Tensor:
     """What is standardised for the encoder; for kinds that are numbers."""
-    return torch.log1p(values) if column.kind == "count" else likelihood.transform(values)
+    if column.kind == "count":
+        return torch.log1p(values)
+    scaled = likelihood.transform(values)
+    return torch.log1p(scaled) if isinstance(likelihood, Exponential) else scaled
 
 
-def _mean_and_weight(values: Tensor) -> tuple[float, float]:
-    """Mean and 1 / standard deviation, which is 1 where there is no spread but rounding."""
-    mean = values.mean()
-    largest = (values - mean).abs().max()
-    if largest <= max(ROUNDING * float(values.abs().max()), SMALLEST_SPREAD):
-        return float(mean), 1.0
-    # Divided by the largest first: the squares of 1e200 are infinite, those of 1e-200 zero.
-    deviation = largest * ((values - mean) / largest).square().mean().sqrt()
-    return float(mean), 1.0 / float(deviation)
+def _statistics(column: Column, likelihood: Likelihood, training: Tensor) -> tuple[float, float]:
+    """Mean and 1 / standard deviation of the encoder's input; of a hurdle, over the cells above 0."""
+    if not isinstance(likelihood, Hurdle):
+        return mean_and_weight(_input(column, likelihood, training))
+    above = training[training > 0]
+    return mean_and_weight(_input(column, likelihood.above, above)) if len(above) else (0.0, 1.0)
+
+
+def _message_of_ends(column: Column) -> str:
+    """What to say of a cell whose scaled value is infinite."""
+    if column.likelihood == "beta":
+        return (
+            f"Encoding: column {column.name!r} must hold numbers between 0 and 1, got zeros or ones that the "
+            "training table did not have. Correct them, or pick another likelihood."
+        )
+    return (
+        f"Encoding: positive column {column.name!r} must hold numbers above 0, got zeros that "
+        "the training table did not have. Set its `zeros` to 'missing'."
+    )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Likelihood(ABC):
-    r"""A distribution of one column, in natural parameters, over scaled values.
+    r"""A distribution of one column, in natural parameters (or those its docstring states), over scaled values.
 
     The model works with scaled values :math:`x' = t(x)`; the log-likelihood of a cell in original units is
 
@@ -27,7 +27,7 @@ class Likelihood(ABC):
 
     @abstractmethod
     def natural(self, raw: Tensor) -> Tensor:
-        """Maps any real numbers ``(..., num_parameters)`` to natural parameters of that shape."""
+        """Maps any real numbers ``(..., num_parameters)`` to the parameters eta, of that shape."""
 
     @abstractmethod
     def log_prob(self, scaled: Tensor, eta: Tensor) -> Tensor:

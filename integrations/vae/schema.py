@@ -10,9 +10,10 @@ from pathlib import Path
 import pandas as pd
 
 from .atomic import write_whole
-from .column import Column, Kind, Label, Zeros
+from .column import Column, Kind, Label, LikelihoodName, Zeros
 from .frame import check_frame, refuse_duplicates
 from .inference import infer_column
+from .likelihood_rules import with_inferred_likelihood
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,17 @@ class Schema:
            smallest; with less spread (years, heights) a normal distribution does as well.
         8. All others are ``real``.
 
-        What it gets wrong, :meth:`replace` or ``kinds`` corrects.
+        The likelihood is that of the kind (see :class:`Column`), but in four clear cases:
+
+        1. An ordered pandas categorical with at least two categories is ``ordinal``.
+        2. Counts whose variance is at least ten times their mean are ``negative_binomial``.
+        3. Numbers of rules 7 and 8 strictly between 0 and 1 that cover at least 0.8 of that interval are
+           ``beta``.
+        4. Non-negative numbers of rules 7 and 8 of which at least half are exactly 0, the largest being at
+           least three times the smallest of the others, are ``positive`` with ``hurdle_lognormal``.
+
+        A kind given in ``kinds`` keeps its usual likelihood. What this gets wrong, :meth:`replace` or
+        ``kinds`` corrects.
 
         Args:
             frame: The table, at least two rows.
@@ -115,7 +126,11 @@ class Schema:
                 f"Schema: `kinds` must name columns of the table, got {unknown}. "
                 f"The columns are {', '.join(frame.columns)}."
             )
-        return cls(infer_column(frame[name], given.get(name)) for name in frame.columns)
+        columns = (infer_column(frame[name], given.get(name)) for name in frame.columns)
+        return cls(
+            column if column.name in given else with_inferred_likelihood(column, frame[column.name])
+            for column in columns
+        )
 
     def replace(
         self,
@@ -124,16 +139,18 @@ class Schema:
         kind: Kind | None = None,
         labels: Iterable[Label] | None = None,
         zeros: Zeros | None = None,
+        likelihood: LikelihoodName | None = None,
     ) -> Schema:
         """The same schema with one column corrected.
 
-        What no longer applies to a new kind (labels of a number, a policy for zeros) is dropped.
+        What no longer applies to a new kind (labels of a number, a policy for zeros, a likelihood) is dropped.
 
         Args:
             name: The column.
             kind: Its kind. ``None``: as it is.
             labels: Its categories in order. ``None``: as they are.
             zeros: What its zeros mean, for a positive column. ``None``: as it is.
+            likelihood: One that fits its kind; see :class:`Column`. ``None``: as it is.
 
         Raises:
             KeyError: no column has that name.
@@ -142,8 +159,10 @@ class Schema:
         Example:
             >>> Schema([Column("grade", "count")]).replace("grade", kind="ordinal")["grade"].kind
             'ordinal'
+            >>> Schema([Column("income", "positive")]).replace("income", likelihood="gamma")["income"].likelihood
+            'gamma'
         """
-        corrected = self[name].replace(kind=kind, labels=labels, zeros=zeros)
+        corrected = self[name].replace(kind=kind, labels=labels, zeros=zeros, likelihood=likelihood)
         return Schema(corrected if column.name == name else column for column in self)
 
     def to_json(self) -> str:

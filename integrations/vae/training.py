@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -17,6 +16,7 @@ from .encoding import Batch, Encoding
 from .evaluation import Evaluation, column_errors, evaluate_rows, reconstruct
 from .model import VAE
 from .objective import negative_elbo
+from .preparation import batches, check_arguments, prepare
 from .progress import progress_bar
 from .table import Split, Table
 
@@ -107,21 +107,8 @@ def fit(
         >>> len(run.history), list(run.evaluate().errors)
         (2, ['x', 'even'])
     """
-    _check(table, epochs=(epochs, 1), batch_size=(batch_size, 2), seed=(seed, 0))
-    if not 0 < learning_rate < float("inf"):
-        raise ValueError(f"fit: `learning_rate` must be positive and finite, got {learning_rate}. Try 1e-3.")
-    split = table.split(seed)
-    encoding = Encoding(table, split.train)
-    training, validation = _parts(encoding.encode(table), split)
-    initial, noise = (torch.Generator().manual_seed(word) for word in _independent_seeds(seed))
-    vae = VAE(
-        encoding.num_features,
-        encoding.likelihoods,
-        aggregator,
-        hidden_size=hidden_size,
-        latent_size=latent_size,
-        generator=initial,
-    )
+    check_arguments("fit", table, learning_rate, epochs=(epochs, 1), batch_size=(batch_size, 2), seed=(seed, 0))
+    split, encoding, training, validation, vae, noise = prepare(table, aggregator, hidden_size, latent_size, seed)
     # Fused: the layers are so small that Adam's many calls would take a third of the time.
     optimizer = torch.optim.Adam(vae.parameters(), lr=learning_rate, fused=True)
     best = BestEpoch()
@@ -137,17 +124,6 @@ def fit(
     return Run(vae, table, encoding, split, tuple(best.history), best.index)
 
 
-def _parts(batch: Batch, split: Split) -> tuple[Batch, Batch]:
-    """The training and the validation rows."""
-    training, validation = batch.select(split.train), batch.select(split.validation)
-    if not validation.observed.any():
-        raise ValueError(
-            f"fit: `table` must have an observed cell among its validation rows, got {len(validation)} rows "
-            "without. Drop empty rows, or split by another `seed`."
-        )
-    return training, validation
-
-
 def _train_epoch(
     vae: VAE,
     optimizer: torch.optim.Optimizer,
@@ -159,7 +135,7 @@ def _train_epoch(
     """Takes one step a batch and returns the mean loss of a row."""
     vae.train()
     total, losses = torch.zeros(()), torch.zeros(len(names))
-    for rows in _batches(len(training), batch_size, generator):
+    for rows in batches(len(training), batch_size, generator):
         optimizer.zero_grad()
         objective = negative_elbo(vae, training.select(rows), generator)
         objective.total.backward()
@@ -173,29 +149,3 @@ def _train_epoch(
             "the KL divergence). Lower `learning_rate`, or look for extreme cells there."
         )
     return float(total) / len(training)
-
-
-def _batches(rows: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Shuffled row numbers in batches of at least two rows."""
-    chunks = list(torch.randperm(rows, generator=generator).split(batch_size))
-    if len(chunks) > 1 and len(chunks[-1]) == 1:
-        last = chunks.pop()
-        chunks[-1] = torch.cat([chunks[-1], last])
-    return iter(chunks)
-
-
-def _independent_seeds(seed: int) -> list[int]:
-    """Two seeds with unrelated streams; the split keeps ``seed`` itself."""
-    return [int(word) for word in np.random.SeedSequence(seed).generate_state(2)]
-
-
-def _check(table: object, **smallest: tuple[int, int]) -> None:
-    if not isinstance(table, Table):
-        raise TypeError(f"fit: `table` must be a Table, got {type(table).__name__}. Use Table.from_frame(frame).")
-    for name, (value, least) in smallest.items():
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"fit: `{name}` must be an integer, got {value!r}. Pass a whole number.")
-        if value >= 1 << 63:
-            raise ValueError(f"fit: `{name}` must be less than 2**63, got {value}. Pass a smaller one.")
-        if value < least:
-            raise ValueError(f"fit: `{name}` must be at least {least}, got {value}. Pass a larger one.")

@@ -57,6 +57,30 @@ def test_numbers_are_reproducible(csv: Path, tmp_path: Path) -> None:
     assert found[0] == found[1]
 
 
+def test_seeds_are_trained_together(csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--table", str(csv), "--methods", "sum", "upgrad", "--epochs", "2"]
+    assert main([*options, "--seed", "1", "--seeds", "3", "--out", str(tmp_path / "all")]) == 0
+    results = json.loads((tmp_path / "all" / "results.json").read_text())
+    assert (results["settings"]["seed"], results["settings"]["seeds"]) == (1, 3)
+    printed = capsys.readouterr().out
+    assert main([*options, "--seed", "2", "--out", str(tmp_path / "one")]) == 0
+    alone = json.loads((tmp_path / "one" / "results.json").read_text())
+    assert "seeds" not in alone["settings"]
+    for name, method in results["methods"].items():
+        seeds = method["seeds"]
+        assert len(seeds) == 3
+        assert method["error"] == sorted(seed["error"] for seed in seeds)[1]
+        assert method["log_likelihood"] == sorted(seed["log_likelihood"] for seed in seeds)[1]
+        assert method["errors"]["income"] == sorted(seed["errors"]["income"] for seed in seeds)[1]
+        assert method["seconds"] > 0
+        assert "seeds" not in alone["methods"][name]
+        assert seeds[1]["losses"] == pytest.approx(alone["methods"][name]["losses"], rel=1e-4)
+        assert seeds[1]["best_epoch"] == alone["methods"][name]["best_epoch"]
+        (line,) = [line for line in printed.splitlines() if line.startswith("mean")]
+        assert f"{method['error']:.4f}" in line
+    assert (tmp_path / "all" / "figure.png").read_bytes()[:4] == b"\x89PNG"
+
+
 def test_outputs_go_under_runs(csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["--table", str(csv), "--methods", "sum", "--epochs", "1"]) == 0
@@ -95,6 +119,8 @@ def test_missing_files_and_wrong_options_are_reported(
     assert "none.csv" in capsys.readouterr().err
     assert main(["--table", str(csv), "--epochs", "0"]) == 2
     assert "`epochs` must be at least 1" in capsys.readouterr().err
+    assert main(["--table", str(csv), "--seeds", "0"]) == 2
+    assert "`seeds` must be different and at least one" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["--methods", "unknown"])
 

@@ -173,3 +173,99 @@ def test_batches_are_selected_by_row(table: Table) -> None:
     assert torch.equal(chosen.features, batch.features[rows])
     assert torch.equal(chosen.scaled, batch.scaled[rows])
     assert torch.equal(chosen.observed, batch.observed[rows])
+
+
+def named(likelihood: str, cells: list[float | None], kind: str = "positive") -> tuple[Table, Encoding, Batch]:
+    return encoded(kind, cells, likelihood=likelihood)
+
+
+def test_gamma_and_exponential_are_scaled_by_the_training_mean() -> None:
+    seen = np.array([1.0, 4, 2, 8, 5, 7, 1])
+    rows = torch.tensor([0, 1, 8, 9])
+    cells = np.array([1.0, 4, 1000, 0.001])
+    _, _, batch = named("gamma", POSITIVE)
+    np.testing.assert_allclose(batch.scaled[rows, 0], np.log(cells / seen.mean()), rtol=1e-5)
+    logs = np.log(seen)
+    np.testing.assert_allclose(batch.features[rows, 0], (np.log(cells) - logs.mean()) / logs.std(), rtol=1e-5)
+    _, _, batch = named("exponential", POSITIVE)
+    np.testing.assert_allclose(batch.scaled[rows, 0], cells / seen.mean(), rtol=1e-5)
+    inputs = np.log1p(seen / seen.mean())
+    reference = (np.log1p(cells / seen.mean()) - inputs.mean()) / inputs.std()
+    np.testing.assert_allclose(batch.features[rows, 0], reference, rtol=1e-5)
+    assert batch.features[2, 0] == batch.scaled[2, 0] == 0
+
+
+def test_hurdles_tell_whether_and_how_much() -> None:
+    _, encoding, batch = named("hurdle_lognormal", [*WITH_ZEROS[:6], None, *WITH_ZEROS[7:]])
+    assert encoding.num_features == batch.features.shape[1] == 2
+    assert batch.features[:, 0].tolist() == [1, 1, -1, 1, 1, 1, 0, -1, 1, -1]
+    logs = np.log(np.array([1.0, 4.0, 2.0, 8.0, 0.5]))
+    reference = (np.log(np.array([1.0, 8.0, 0.01])) - logs.mean()) / logs.std()
+    np.testing.assert_allclose(batch.features[[0, 4, 8], 1], reference, rtol=1e-5)
+    assert batch.features[[2, 6, 7, 9], 1].tolist() == [0] * 4
+    assert batch.observed[:, 0].tolist() == [row != 6 for row in range(10)]
+    assert torch.isfinite(batch.scaled).all()
+
+
+def test_counts_with_a_hurdle() -> None:
+    _, encoding, batch = named("hurdle_poisson", [0, 3, None, 2, 0, 5, 7, 1, 400, 0], "count")
+    assert encoding.num_features == 2
+    logs = np.log1p(np.array([3.0, 2, 5, 7, 1]))
+    np.testing.assert_allclose(batch.features[8, 1], (np.log1p(400) - logs.mean()) / logs.std(), rtol=1e-5)
+    assert batch.features[[0, 2, 9]].tolist() == [[-1, 0], [0, 0], [-1, 0]]
+    _, _, batch = named("hurdle_poisson", [0.0] * 8 + [1.0, 2.0], "count")
+    assert torch.isfinite(batch.features).all()
+
+
+def test_shares_move_inwards_where_some_are_exactly_zero_or_one() -> None:
+    inside = [0.2, 0.4, None, 0.8, 0.5, 0.1, 0.7, 0.3]
+    _, encoding, batch = named("beta", [*inside, 0.9, 0.05], "real")
+    assert encoding.likelihoods[0].squeeze == 0  # type: ignore[attr-defined]
+    np.testing.assert_allclose(batch.scaled[9, 0], np.log(0.05 / 0.95), rtol=1e-5)
+    table, encoding, batch = named("beta", [*inside, 1.0, 0.0], "real")
+    likelihood = encoding.likelihoods[0]
+    assert likelihood.squeeze == pytest.approx(0.05)  # type: ignore[attr-defined]
+    np.testing.assert_allclose(batch.scaled[8:, 0], [np.log(19), -np.log(19)], rtol=1e-5)
+    sharp = torch.stack([batch.scaled[:, 0].sigmoid(), (-batch.scaled[:, 0]).sigmoid()], dim=1) * 5000
+    rows = table.observed[:, 0]
+    torch.testing.assert_close(likelihood.mode(sharp.log())[rows], table.values[rows, 0], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "kind", "cell"),
+    [
+        ("gamma", "positive", 0.1),
+        ("gamma", "positive", 1e250),
+        ("exponential", "positive", 0.1),
+        ("hurdle_lognormal", "positive", 0.1),
+        ("hurdle_gamma", "positive", 1e-250),
+        ("beta", "real", 0.1),
+        ("negative_binomial", "count", 4.0),
+        ("negative_binomial", "count", 0.0),
+        ("hurdle_poisson", "count", 4.0),
+    ],
+)
+def test_constant_columns_of_any_likelihood(likelihood: str, kind: str, cell: float) -> None:
+    _, encoding, batch = named(likelihood, [cell] * 10, kind)
+    assert torch.isfinite(batch.scaled).all()
+    assert batch.features[:, -1].abs().max() < 1e-6
+    raw = torch.zeros(10, encoding.likelihoods[0].num_parameters)
+    eta = encoding.likelihoods[0].natural(raw)
+    assert torch.isfinite(encoding.likelihoods[0].log_prob(batch.scaled[:, 0], eta)).all()
+
+
+def test_what_a_likelihood_cannot_take_is_named() -> None:
+    with pytest.raises(
+        ValueError, match=r"real column 'x' must hold numbers from 0 to 1 with likelihood 'beta', got 2"
+    ):
+        named("beta", [0.5] * 9 + [2.0], "real")
+    with pytest.raises(ValueError, match=r"column 'x' must have a number between 0 and 1 among the training rows"):
+        named("beta", [0.0, 1.0] * 4 + [0.5, 0.2], "real")
+    with pytest.raises(ValueError, match=r"column 'x' must have at least two categories for likelihood 'ordinal'"):
+        named("ordinal", [1.0] * 10, "ordinal")
+    with pytest.raises(ValueError, match=r"positive column 'x' must have a number above 0 among the training rows"):
+        named("hurdle_gamma", [0.0] * 8 + [1.0, 2.0])
+    _, encoding, _ = named("beta", [0.2, 0.4] * 5, "real")
+    ends, _, _ = named("beta", [0.2, 0.4] * 4 + [0.0, 1.0], "real")
+    with pytest.raises(ValueError, match=r"column 'x' must hold numbers between 0 and 1, got zeros or ones"):
+        encoding.encode(ends)

@@ -82,6 +82,15 @@ def test_shipped_tables_have_sensible_kinds() -> None:
     assert kinds == scales | others
 
 
+@pytest.mark.parametrize("name", ["randhie", "anes96"])
+def test_shipped_tables_keep_the_usual_likelihoods(name: str) -> None:
+    """The published figures rest on them."""
+    datasets = pytest.importorskip("statsmodels.datasets")
+    schema = Schema.infer(getattr(datasets, name).load_pandas().data)
+    assert [column.likelihood for column in schema] == [None] * len(schema)
+    assert "likelihood" not in schema.to_json()
+
+
 def test_known_kinds_are_not_inferred() -> None:
     frame = pd.DataFrame({"code": range(30), "label": [f"row {n}" for n in range(30)]})
     schema = Schema.infer(frame, kinds={"code": "ordinal", "label": "categorical"})

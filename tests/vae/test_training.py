@@ -8,7 +8,7 @@ import torch
 import gradsurgery as gs
 from gradsurgery.integrations.vae import Run, Schema, Table, fit
 from gradsurgery.integrations.vae.methods import METHODS, build_method
-from gradsurgery.integrations.vae.training import _batches
+from gradsurgery.integrations.vae.preparation import batches
 
 
 def weights(run: Run) -> torch.Tensor:
@@ -87,9 +87,9 @@ def test_constant_and_nearly_empty_columns_train() -> None:
 
 @pytest.mark.parametrize(("rows", "sizes"), [(9, [4, 5]), (8, [4, 4]), (10, [4, 4, 2]), (1, [1]), (5, [5])])
 def test_no_batch_of_a_single_row(rows: int, sizes: list[int]) -> None:
-    batches = list(_batches(rows, 4, torch.Generator().manual_seed(0)))
-    assert [len(batch) for batch in batches] == sizes
-    assert sorted(torch.cat(batches).tolist()) == list(range(rows))
+    found = list(batches(rows, 4, torch.Generator().manual_seed(0)))
+    assert [len(batch) for batch in found] == sizes
+    assert sorted(torch.cat(found).tolist()) == list(range(rows))
 
 
 def test_progress_goes_to_standard_error(table: Table, capsys: pytest.CaptureFixture[str]) -> None:

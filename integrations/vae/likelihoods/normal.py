@@ -1,4 +1,4 @@
-"""The likelihoods of the kinds of columns, in natural parameters."""
+"""The normal distribution, of values and of their logarithms."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .likelihood import Likelihood
+from ..likelihood import Likelihood
 
 # -eta2 = 1 / (2 sigma^2) of a scaled value: sigma stays below 22 standard deviations of the column, so
 # that the mean -eta1 / (2 eta2) and the draws of an untrained network stay finite in float32.
 SMALLEST_PRECISION = 1e-3
+# The exponential of a larger number is infinite in float64.
+LARGEST_LOGARITHM = 709.0
 
 
 class Normal(Likelihood):
@@ -124,129 +126,13 @@ class LogNormal(Normal):
         return self._original((mean + deviation * standard_normal(mean, generator)) / self.weight)
 
     def _original(self, logarithm: Tensor) -> Tensor:
-        return (logarithm.exp() - self.shift).clamp(min=0.0)
+        return (logarithm.clamp(max=LARGEST_LOGARITHM).exp() - self.shift).clamp(min=0.0)
 
     def transform(self, values: Tensor) -> Tensor:
         return self.weight * torch.log(values + self.shift)
 
     def log_jacobian(self, values: Tensor) -> Tensor:
         return math.log(self.weight) - torch.log(values + self.shift)
-
-
-class Poisson(Likelihood):
-    r"""Counts, unscaled.
-
-    .. math:: \log p(x \mid \eta) = x \eta - e^\eta - \log x!
-
-    :math:`\eta = b - \operatorname{softplus}(b - r)` keeps the log-rate below a bound b without a flat
-    region: an untrained network may ask for e^100, whose rate is infinite in float32, while no row of
-    the training data gains from a rate above the largest count.
-
-    Args:
-        largest: The largest count of the training rows, >= 0; b = log(largest + 1) + 1.
-
-    Shape:
-        - eta: ``(..., 1)``, the log-rate.
-
-    Raises:
-        ValueError: ``largest`` is negative or not finite.
-
-    Example:
-        >>> visits = Poisson(largest=77)
-        >>> visits.mode(torch.tensor([1.0]))  # floor of the rate 2.718
-        tensor(2., dtype=torch.float64)
-    """
-
-    num_parameters = 1
-
-    def __init__(self, largest: float) -> None:
-        if not 0 <= largest < math.inf:
-            raise ValueError(
-                f"Poisson: `largest` must be non-negative and finite, got {largest}. "
-                "Give the largest count of the training rows."
-            )
-        self.bound = math.log(largest + 1.0) + 1.0
-
-    def natural(self, raw: Tensor) -> Tensor:
-        return self.bound - functional.softplus(self.bound - raw)
-
-    def log_prob(self, scaled: Tensor, eta: Tensor) -> Tensor:
-        log_rate = eta[..., 0]
-        return scaled * log_rate - log_rate.exp() - torch.lgamma(scaled + 1.0)
-
-    def mode(self, eta: Tensor) -> Tensor:
-        return eta[..., 0].double().exp().floor()
-
-    def sample(self, eta: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return torch.poisson(eta[..., 0].double().exp(), generator=generator)
-
-
-class Bernoulli(Likelihood):
-    r"""Two categories, coded 0 and 1.
-
-    .. math:: \log p(x \mid \eta) = x \eta - \log(1 + e^\eta)
-
-    Shape:
-        - eta: ``(..., 1)``, the logit of code 1.
-
-    Example:
-        >>> Bernoulli().mode(torch.tensor([[-0.2], [1.5]]))
-        tensor([0., 1.], dtype=torch.float64)
-    """
-
-    num_parameters = 1
-
-    def natural(self, raw: Tensor) -> Tensor:
-        return raw
-
-    def log_prob(self, scaled: Tensor, eta: Tensor) -> Tensor:
-        return scaled * eta[..., 0] - functional.softplus(eta[..., 0])
-
-    def mode(self, eta: Tensor) -> Tensor:
-        return (eta[..., 0] > 0).double()
-
-    def sample(self, eta: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return torch.bernoulli(torch.sigmoid(eta[..., 0].double()), generator=generator)
-
-
-class Categorical(Likelihood):
-    r"""Categories without order, coded 0, ..., C - 1.
-
-    .. math:: \log p(x \mid \eta) = \eta_x - \log \sum_c e^{\eta_c}
-
-    Args:
-        classes: C, >= 1.
-
-    Shape:
-        - eta: ``(..., classes)``, logits up to a constant.
-
-    Raises:
-        ValueError: ``classes`` is less than 1.
-
-    Example:
-        >>> Categorical(3).mode(torch.tensor([0.1, 0.3, 0.2]))
-        tensor(1., dtype=torch.float64)
-    """
-
-    def __init__(self, classes: int) -> None:
-        if classes < 1:
-            raise ValueError(f"Categorical: `classes` must be at least 1, got {classes}. Count the column's labels.")
-        self.num_parameters = classes
-
-    def natural(self, raw: Tensor) -> Tensor:
-        return raw
-
-    def log_prob(self, scaled: Tensor, eta: Tensor) -> Tensor:
-        codes = scaled.long().unsqueeze(-1)
-        return functional.log_softmax(eta, dim=-1).gather(-1, codes).squeeze(-1)
-
-    def mode(self, eta: Tensor) -> Tensor:
-        return eta.argmax(dim=-1).double()
-
-    def sample(self, eta: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        probabilities = functional.softmax(eta.double(), dim=-1)
-        flat = probabilities.reshape(-1, self.num_parameters)
-        return torch.multinomial(flat, 1, generator=generator).reshape(eta.shape[:-1]).double()
 
 
 def moments(eta: Tensor) -> tuple[Tensor, Tensor]:
