@@ -204,8 +204,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--table", default="randhie", help="randhie or anes96 (both from statsmodels), or a CSV file")
     parser.add_argument("--schema", help="a JSON file with one entry a column (default: inferred)")
     parser.add_argument(
-        "--methods", nargs="+", choices=list(METHODS), default=["sum", "gradnorm"], metavar="METHOD",
-        help=f"in the order of the output, out of {', '.join(METHODS)} (default: sum gradnorm)",
+        "--methods", nargs="+", choices=list(METHODS), default=["sum", "lossbalancer"], metavar="METHOD",
+        help=f"in the order of the output, out of {', '.join(METHODS)} (default: sum lossbalancer)",
     )  # fmt: skip
     parser.add_argument("--epochs", type=int, default=100, help="passes over the training rows (default: 100)")
     parser.add_argument("--batch-size", type=int, default=128, help="rows a step (default: 128)")
