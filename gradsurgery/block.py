@@ -1,6 +1,5 @@
 """Surgery at a point inside the network."""
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -9,7 +8,7 @@ from torch.autograd.function import once_differentiable
 
 from . import kernels
 from .aggregators import Aggregator, GramianAggregator
-from .distributed import Agreement, Peers, Place, Ranks, described, state_of_first
+from .distributed import Agreement, Peers, Ranks, Share, described, state_of_first
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -157,12 +156,12 @@ class ImpartialityBlock(nn.Module):
         solved = cast(GramianAggregator, self.aggregator).solve(gramian if factor == 1.0 else gramian / factor**2)
         return solved if items is None else items.ranks.from_first(solved)
 
-    def _loss_scale(self, items: "_Items | None") -> float:
+    def _loss_scale(self, items: Share | None) -> float:
         """What the rows are multiplied by: each rank's loss is an average over its own items."""
         scale = 1.0 if self.grad_scaler is None else float(self.grad_scaler.get_scale())
         return scale if items is None else scale * items.ranks.size
 
-    def _other_items(self) -> "_Items | None":
+    def _other_items(self) -> Share | None:
         """The ranks that have the rest of the batch, once they have agreed."""
         ranks = self._peers.now()
         if ranks is None:
@@ -182,7 +181,7 @@ class ImpartialityBlock(nn.Module):
         Agreement(
             ranks, "ImpartialityBlock", aspects, follow=lambda: self._follow_first(ranks), behind=behind
         ).presence([], [], {})
-        return _Items(ranks)
+        return Share(ranks)
 
     def _follow_first(self, ranks: Ranks) -> None:
         """Takes over what the first rank remembers, so that generators and states agree from the start."""
@@ -198,17 +197,6 @@ class ImpartialityBlock(nn.Module):
 
     def extra_repr(self) -> str:
         return f"num_branches={self.num_branches}, rescale={self.rescale}"
-
-
-@dataclass(frozen=True)
-class _Items:
-    """Items of a batch, while other ranks have the rest."""
-
-    ranks: Ranks
-    places: list[Place] | None = None
-
-    def total(self, partial: Tensor) -> Tensor:
-        return self.ranks.total(partial)
 
 
 def _expanded(z: Tensor, block: ImpartialityBlock) -> Tensor:

@@ -6,6 +6,8 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from .distributed import is_sharded
+
 LossValues: TypeAlias = "Mapping[str, Tensor | None] | Sequence[Tensor | None] | Tensor"
 """Scalars, or one tensor with a loss, or several, for each sample."""
 Losses: TypeAlias = "LossValues | Callable[[], LossValues]"
@@ -137,7 +139,7 @@ def check_extra_loss(extra_loss: object) -> None:
         raise TypeError(
             f"MultiObjectiveOptimizer: `extra_loss` must be a scalar tensor or None, got {_kind(extra_loss)}."
         )
-    if _is_spread(extra_loss):
+    if is_sharded(extra_loss):
         raise TypeError(
             "MultiObjectiveOptimizer: `extra_loss` must be an ordinary tensor, got a DTensor. Hand over "
             "extra_loss.full_tensor()."
@@ -155,13 +157,8 @@ def _check_scalar(name: str, loss: object) -> Tensor:
             f"MultiObjectiveOptimizer: loss {name!r} must be a floating point scalar, got shape {tuple(loss.shape)} "
             f"and {loss.dtype}. Reduce it first: loss.mean() or loss.sum()."
         )
-    whole: Tensor = loss.full_tensor() if _is_spread(loss) else loss  # type: ignore[attr-defined]
+    whole: Tensor = loss.full_tensor() if is_sharded(loss) else loss  # type: ignore[attr-defined]
     return whole.reshape(()) if whole.ndim else whole
-
-
-def _is_spread(loss: Tensor) -> bool:
-    """Whether a loss is a DTensor, as tensor parallelism makes them under ``loss_parallel`` among others."""
-    return hasattr(loss, "full_tensor")
 
 
 def values_of(losses: Sequence[Tensor]) -> Tensor:

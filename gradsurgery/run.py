@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from .aggregators import Aggregator, CrossBatch
-from .distributed import Agreement, Counts, Peers, Ranks, described, described_parameters, state_of_first
+from .distributed import Agreement, Counts, Peers, Ranks, any_sharded, described, described_parameters, state_of_first
 from .eager import uncompiled
 from .engines import Engine, Instances, PerLossGradients, Request, all_items
 from .engines.averages import averages
-from .engines.base import is_sharded
 from .engines.donation import donation_explained
 from .engines.workspace import Workspace
 from .losses import Losses, check_extra_loss, check_instances, named_losses, split_instances
@@ -187,7 +186,7 @@ class Run:
                 f"MultiObjectiveOptimizer: `aggregator` must look at several batches for observe(), as SDMGrad and "
                 f"MoDo do, got {type(method).__name__}."
             )
-        if any(map(is_sharded, first.wrapped)):
+        if any_sharded(first.wrapped):
             raise RuntimeError(
                 f"MultiObjectiveOptimizer: `aggregator` must be a method that can do with one batch where parameters "
                 f"are sharded, got {type(method).__name__}. Use a method that needs no observe()."

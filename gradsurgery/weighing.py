@@ -6,11 +6,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .engines import Jacobian, PerLossGradients, PlainSum, Request, all_items
+from .distributed import Ranks, any_sharded
+from .engines import PlainSum, Request, sums_of_all_items
 from .engines.averages import Averages, averages
-from .engines.base import is_sharded
 from .engines.ordinary import OrdinaryPasses, averaged, ranks_of, reached_anywhere
-from .losses import named_losses, values_of
+from .losses import named_losses
 from .scalarizers import Scalarizer
 from .surgery import Surgery, weights_of_first
 from .writing import add_gradients, all_finite
@@ -32,10 +32,9 @@ def weigh(
     Returns:
         The names of all losses seen so far, and what was done.
     """
-    sharded = any(map(is_sharded, request.wrapped))
-    ranks = ranks_of(request) if sharded else None
+    ranks = ranks_of(request) if any_sharded(request.wrapped) else None
     own = named_losses(request.evaluated(), may_be_absent=request.agreement is not None)
-    found = averages(request, own, sharded=sharded)
+    found = averages(request, own, sharded=ranks is not None)
     known, objectives = numbered(found.names, found.all_names)
     with scalarizer.transaction() as roll_back:
         weights = None if first is None else weights_of_first(first, found.names)
@@ -45,10 +44,13 @@ def weigh(
                 (weights,) = torch.autograd.grad(scalarizer(points, rows=objectives), points)
             if request.agreement is not None:
                 weights = request.agreement.ranks.from_first(weights)
-        gradients = _of_all_ranks(request, found, weights) if ranks is None else _of_shards(request, found, weights)
+        if ranks is None:
+            gradients = _of_all_ranks(request, found, weights)
+        else:
+            gradients = _of_shards(request, found, weights, ranks)
         sound = not scalarizer.stateful or all_finite(gradient for _, gradient in gradients)
         if ranks is not None and scalarizer.stateful:
-            sound = not bool(ranks.total(torch.tensor(float(not sound))))
+            sound = ranks.everywhere(sound)
         add_gradients(gradients)
         if not sound:
             roll_back()
@@ -80,16 +82,11 @@ def _of_all_ranks(request: Request, found: Averages, weights: Tensor) -> list[tu
         plain.add(leaves, request.gradients(roots, graph, 0, leaves))
     if request.agreement is None:
         return plain.items()
-    here = {place: loss for place, loss in found.here.items() if found.shares[place]}
-    names = tuple(found.names[place] for place in here)
-    values = values_of(list(here.values()))
-    rows = PerLossGradients(names, found.all_names, values, Jacobian([]), plain.items(), "")
-    return all_items(rows, request.agreement, request.wrapped, request.names, whole=False).plain
+    return sums_of_all_items(plain.items(), request.agreement, request.wrapped, request.names)
 
 
-def _of_shards(request: Request, found: Averages, weights: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _of_shards(request: Request, found: Averages, weights: Tensor, ranks: Ranks) -> list[tuple[Tensor, Tensor]]:
     """The gradients of the weighed sum where parameters are sharded, which averages over the ranks."""
-    ranks = ranks_of(request)
     roots, graph = replace(request, extra_loss=None).reach(
         [_total(request, found, weights, ranks.size)], sharded=True
     )

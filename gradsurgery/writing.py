@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .engines.base import is_sharded
+from .distributed import is_sharded
 from .engines.per_loss import added
 from .kernels import is_finite
 

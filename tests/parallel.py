@@ -56,3 +56,9 @@ def part(rank: int | None, cuts: tuple[int, ...]) -> slice:
 def assert_close(found: list[Tensor], expected: list[Tensor], tolerance: float = 1e-9) -> None:
     for own, other in zip(found, expected, strict=True):
         torch.testing.assert_close(own, other, rtol=tolerance, atol=tolerance)
+
+
+def difference(model: nn.Module, other: nn.Module) -> float:
+    """The largest difference between two models' parameters."""
+    pairs = zip(model.parameters(), other.parameters(), strict=True)
+    return max(float((one - two).detach().abs().max()) for one, two in pairs)

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DataLoaderConfiguration, DistributedType
 from crew import Crew
+from parallel import difference
 from torch import Tensor, nn
 
 import gradsurgery as gs
@@ -102,11 +103,6 @@ def plain_loop(method: Any, precision: str, double: bool = False) -> nn.Module:
             scheduler.step()
             optimizer.zero_grad()
     return model
-
-
-def difference(model: nn.Module, other: nn.Module) -> float:
-    pairs = zip(model.parameters(), other.parameters(), strict=True)
-    return max(float((one - two).detach().abs().max()) for one, two in pairs)
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])

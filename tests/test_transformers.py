@@ -16,6 +16,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType
 from crew import Crew
+from parallel import difference
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainingArguments
@@ -117,11 +118,6 @@ def plain_loop(method: Any, precision: str = "no", dtype: torch.dtype = torch.fl
             scheduler.step()
             optimizer.zero_grad()
     return model
-
-
-def difference(model: nn.Module, other: nn.Module) -> float:
-    pairs = zip(model.parameters(), other.parameters(), strict=True)
-    return max(float((one - two).detach().abs().max()) for one, two in pairs)
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])

@@ -154,7 +154,7 @@ class Aggregator(Columnwise, ABC):
     def _all_finite(self, tensors: Sequence[Tensor]) -> bool:
         """Whether all entries are finite, here and where the other columns are."""
         finite = all(kernels.is_finite(tensor) for tensor in tensors)
-        return finite if self._share is None else not bool(self.total(torch.tensor(float(not finite))))
+        return finite if self._share is None else self._share.ranks.everywhere(finite)
 
     def _checked_losses(self, losses: Tensor | None, count: int) -> Tensor | None:
         """The losses as float64."""

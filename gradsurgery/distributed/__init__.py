@@ -1,6 +1,7 @@
 """Several processes that train one model: what they add up, what they agree on. On ``torch.distributed`` alone."""
 
 from .agreement import Agreement, Counts, Presence, own_counts
+from .dtensors import any_sharded, is_sharded
 from .fingerprint import digest
 from .ranks import Peers, Ranks
 from .share import Place, Share
@@ -14,9 +15,11 @@ __all__ = [
     "Presence",
     "Ranks",
     "Share",
+    "any_sharded",
     "described",
     "described_parameters",
     "digest",
+    "is_sharded",
     "own_counts",
     "state_of_first",
 ]

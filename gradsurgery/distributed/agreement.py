@@ -126,6 +126,16 @@ class Agreement:
         self.found = Presence(names, weights, shares[-1], dict(reach))
         return self.found
 
+    def reached(self) -> Presence:
+        """What the ranks have agreed on.
+
+        Raises:
+            RuntimeError: They have not yet.
+        """
+        if self.found is None:
+            raise RuntimeError(f"{self._caller}: the ranks must agree before their gradients are added up.")
+        return self.found
+
     def layouts(self, own: Any, failure: str = "") -> list[Any]:
         """What each rank has to add up; just one where all have the same.
 

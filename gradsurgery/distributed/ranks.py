@@ -36,6 +36,10 @@ class Ranks:
         dist.all_reduce(placed, group=self.group)
         return placed.to(partial.device)
 
+    def everywhere(self, condition: bool) -> bool:
+        """Whether something holds on all ranks."""
+        return not bool(self.total(torch.tensor(float(not condition))))
+
     def from_first(self, own: Tensor) -> Tensor:
         """What the first rank has."""
         placed = self._placed(own).clone()

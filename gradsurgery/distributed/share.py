@@ -1,8 +1,11 @@
 """What a method has to know of a Jacobian of which it sees only a share."""
 
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
+
+from .ranks import Ranks
 
 
 class Place(NamedTuple):
@@ -19,12 +22,18 @@ class Place(NamedTuple):
     copies: int = 1
 
 
-class Share(Protocol):
-    """Some columns of a Jacobian, while other processes have the rest."""
+@dataclass(frozen=True)
+class Share:
+    """Some columns of a Jacobian, while other ranks have the rest.
 
-    @property
-    def places(self) -> list[Place] | None:
-        """Where the columns of each block lie; None if the processes have other items of one batch."""
+    Args:
+        ranks: Those that have the columns between them.
+        places: Where the columns of each block lie; None if the ranks have other items of one batch.
+    """
+
+    ranks: Ranks
+    places: list[Place] | None = None
 
     def total(self, partial: Tensor) -> Tensor:
-        """The sum over the processes of what each has summed over its columns."""
+        """The sum over the ranks of what each has summed over its columns."""
+        return self.ranks.total(partial)

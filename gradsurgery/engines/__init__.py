@@ -3,7 +3,7 @@
 from .base import Engine, Request
 from .batched import Batched
 from .choice import choose_engine
-from .data_parallel import all_items
+from .data_parallel import all_items, sums_of_all_items
 from .func import Func, functional_jacobian
 from .ghost import Ghost
 from .instances import Instances
@@ -28,4 +28,5 @@ __all__ = [
     "all_items",
     "choose_engine",
     "functional_jacobian",
+    "sums_of_all_items",
 ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..distributed import Agreement
+from ..distributed import Agreement, is_sharded
 from ..losses import Losses, LossValues, NamedLosses, named_losses
 from ..sharing import Sharing, describe
 from .compiled import check_tags
@@ -188,11 +188,6 @@ class Engine(ABC):
     @abstractmethod
     def differentiate(self, request: Request) -> PerLossGradients:
         """Differentiates each loss once; leaves every ``.grad`` as it is."""
-
-
-def is_sharded(tensor: object) -> bool:
-    """Whether a tensor is a DTensor; by name, as importing the class takes long."""
-    return type(tensor).__name__ == "DTensor"
 
 
 def check_leaves(leaves: Iterable[Tensor], names: dict[int, str], *, sharded: bool = False) -> None:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .base import Engine, Request, is_sharded, pose
+from ..distributed import any_sharded
+from .base import Engine, Request, pose
 from .batched import Batched
 from .func import Func
 from .ghost import Ghost, packed
@@ -39,7 +40,7 @@ class Auto(Engine):
         self._loop, self._ghost, self._sharded = Loop(), Ghost(), Sharded()
 
     def suited_to(self, parameters: Sequence[Tensor]) -> Engine:
-        return self._sharded if any(map(is_sharded, parameters)) else self
+        return self._sharded if any_sharded(parameters) else self
 
     def differentiate(self, request: Request) -> PerLossGradients:
         if self.suited_to(request.wrapped) is self._sharded:

@@ -5,7 +5,6 @@ result to all, ``(N-1)/N (P_shared + P_task)``.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
@@ -14,7 +13,8 @@ from torch import Tensor
 from .. import kernels
 from ..distributed import Agreement, Place, Ranks
 from ..sharing import describe
-from .per_loss import Block, Groups, Jacobian, PerLossGradients, sparse_gradient
+from .lots import Entry, Lot
+from .per_loss import Block, Groups, Jacobian, PerLossGradients
 from .spread import Spread
 
 _BLOCK = 1 << 16
@@ -24,79 +24,16 @@ _Sided: TypeAlias = list[tuple[Tensor, bool]]
 """Parameters, and whether their gradients are sparse."""
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """A parameter's gradient: all of it, or the ``indices`` of its rows that any rank touches."""
-
-    parameter: Tensor
-    indices: Tensor | None
-
-    @property
-    def numel(self) -> int:
-        if self.indices is None:
-            return self.parameter.numel()
-        return len(self.indices) * self.parameter[:1].numel()
-
-    def gradient(self, flat: Tensor) -> Tensor:
-        if self.indices is None:
-            return flat.view(self.parameter.shape)
-        return sparse_gradient(self.parameter, self.indices, flat)
-
-
-class _Lot:
-    """Parameters of one dtype and device, cut into as many pieces of one length as there are ranks."""
-
-    def __init__(self, entries: list[_Entry], ranks: Ranks) -> None:
-        self.entries = entries
-        self.ranks = ranks
-        total = sum(entry.numel for entry in entries)
-        self.piece = -(-total // ranks.size)
-        self.starts = [0]
-        for entry in entries:
-            self.starts.append(self.starts[-1] + entry.numel)
-
-    def scatter(self, rows: Tensor, position: int, values: Tensor) -> None:
-        """Writes the ``values`` of an entry, ``(..., numel)``, into what goes out, ``(N, ..., piece)``."""
-        start, end = self.starts[position], self.starts[position + 1]
-        for owner in range(start // self.piece, -(-end // self.piece)) if end > start else ():
-            first, last = max(start, owner * self.piece), min(end, (owner + 1) * self.piece)
-            rows[owner][..., first - owner * self.piece : last - owner * self.piece].copy_(
-                values[..., first - start : last - start]
-            )
-
-    def own(self, position: int) -> slice:
-        """The columns of an entry that this rank has, within the entry."""
-        start, offset = self.starts[position], self.ranks.rank * self.piece
-        first = min(max(start, offset), self.starts[position + 1])
-        last = max(first, min(self.starts[position + 1], offset + self.piece))
-        return slice(first - start, last - start)
-
-    def within(self, position: int) -> slice:
-        """Those columns, within this rank's piece."""
-        own, shift = self.own(position), self.starts[position] - self.ranks.rank * self.piece
-        return slice(own.start + shift, own.stop + shift)
-
-    def gathered(self, pieces: Tensor) -> list[Tensor]:
-        """For each entry the whole of its columns, from this rank's piece ``(..., piece)`` and all others."""
-        whole = self.ranks.gathered(pieces).movedim(0, -2).flatten(-2)
-        return [whole[..., start:end] for start, end in zip(self.starts, self.starts[1:], strict=False)]
-
-    def gradients(self, piece: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """What is to be added to each ``.grad``, from this rank's piece ``(piece,)`` and all others."""
-        whole = self.gathered(piece.to(self.entries[0].parameter.dtype))
-        return [(entry.parameter, entry.gradient(flat)) for entry, flat in zip(self.entries, whole, strict=True)]
-
-
 class Scattered(Spread):
     """Per-loss gradients of all items, of which each rank has an equal part of the columns."""
 
-    def __init__(self, lots: list[_Lot], rows: list[Tensor], ranks: Ranks) -> None:
+    def __init__(self, lots: list[Lot], rows: list[Tensor], ranks: Ranks) -> None:
         blocks, places = [], []
         for lot, own in zip(lots, rows, strict=True):
             for position, entry in enumerate(lot.entries):
                 blocks.append(Block([entry.parameter], own[:, lot.within(position)]))
                 places.append(Place((entry.numel,), (lot.own(position),)))
-        super().__init__(blocks, places, [1] * len(blocks), ranks)
+        super().__init__(blocks, places, ranks)
         self._lots = lots
         self._rows = rows
 
@@ -138,35 +75,51 @@ def all_items(
     Raises:
         RuntimeError: A parameter is none of the optimizer's.
     """
-    ranks, presence = agreement.ranks, agreement.found
-    if presence is None:
-        raise RuntimeError("MultiObjectiveOptimizer: the ranks must agree before their gradients are added up.")
+    ranks, presence = agreement.ranks, agreement.reached()
     places = torch.tensor([presence.names.index(name) for name in found.names], dtype=torch.long)
-    shared = {part.parameters[0]: part for part in found.jacobian().parts()}
-    plain = dict(found.plain)
+    lots, rows, totals = _everywhere(found.jacobian().parts(), found.plain, places, agreement, wrapped, names)
+    jacobian = Jacobian(_blocks(lots, rows)) if whole or not lots else Scattered(lots, rows, ranks)
     own_values = found.values.to(wrapped[0].device)  # a rank without losses knows of no other device
+    values = presence.averaged(found.names, own_values, ranks)
+    how = f"{found.engine}, rows added up over {ranks.size} ranks"
+    return PerLossGradients(presence.names, found.all_names, values, jacobian, totals, how)
+
+
+def sums_of_all_items(
+    plain: list[tuple[Tensor, Tensor]], agreement: Agreement, wrapped: list[Tensor], names: dict[int, str]
+) -> list[tuple[Tensor, Tensor]]:
+    """Adds up over the ranks gradients that are no rows; the arguments are those of :func:`all_items`."""
+    return _everywhere([], plain, torch.empty(0, dtype=torch.long), agreement, wrapped, names)[2]
+
+
+def _everywhere(
+    parts: Iterable[Block],
+    sums: Iterable[tuple[Tensor, Tensor]],
+    places: Tensor,
+    agreement: Agreement,
+    wrapped: list[Tensor],
+    names: dict[int, str],
+) -> tuple[list[Lot], list[Tensor], list[tuple[Tensor, Tensor]]]:
+    """This rank's columns of all rows, lot by lot, and the plain sums, each of the items of all ranks."""
+    ranks, count = agreement.ranks, len(agreement.reached().names)
+    shared = {part.parameters[0]: part for part in parts}
+    plain = dict(sums)
     pairs = _layout(shared, plain, wrapped, names, agreement)
     entries, others = (
         [_entry(parameter, sparse, shared, plain, ranks) for parameter, sparse in own] for own in pairs
     )
-    count = len(presence.names)
     lots, rows, totals = [], [], []
     for kind in _kinds([*entries, *others]):
-        lot = _Lot([entry for entry in entries if _kind(entry) == kind], ranks)
-        rest = _Lot([entry for entry in others if _kind(entry) == kind], ranks)
+        lot = Lot([entry for entry in entries if _kind(entry) == kind], ranks)
+        rest = Lot([entry for entry in others if _kind(entry) == kind], ranks)
         own, total = _added_up(
             lot, rest, count, ranks.exchanged(_outgoing(lot, rest, shared, plain, places, count, kind))
         )
-        lots.append(lot)
-        rows.append(own)
+        if lot.entries:
+            lots.append(lot)
+            rows.append(own)
         totals += rest.gradients(total) if rest.entries else []
-    chosen = [(lot, own) for lot, own in zip(lots, rows, strict=True) if lot.entries]
-    lots, rows = [lot for lot, _ in chosen], [own for _, own in chosen]
-    jacobian = Jacobian(_blocks(lots, rows)) if whole or not lots else Scattered(lots, rows, ranks)
-    how = f"{found.engine}, rows added up over {ranks.size} ranks"
-    return PerLossGradients(
-        presence.names, found.all_names, presence.averaged(found.names, own_values, ranks), jacobian, totals, how
-    )
+    return lots, rows, totals
 
 
 def _layout(
@@ -202,9 +155,9 @@ def _layout(
 
 def _entry(
     parameter: Tensor, sparse: bool, shared: dict[Tensor, Block], plain: dict[Tensor, Tensor], ranks: Ranks
-) -> _Entry:
+) -> Entry:
     if not sparse:
-        return _Entry(parameter, None)
+        return Entry(parameter, None)
     touched = torch.empty(0, dtype=torch.long, device=parameter.device)
     known = shared[parameter].indices if parameter in shared else None
     if known is not None:
@@ -216,12 +169,12 @@ def _entry(
     padded = touched.new_zeros(max(lengths))
     padded[: len(touched)] = touched
     rows = [own[:length] for own, length in zip(ranks.gathered(padded), lengths, strict=True)]
-    return _Entry(parameter, torch.cat(rows).unique())
+    return Entry(parameter, torch.cat(rows).unique())
 
 
 def _outgoing(
-    lot: _Lot,
-    rest: _Lot,
+    lot: Lot,
+    rest: Lot,
     shared: dict[Tensor, Block],
     plain: dict[Tensor, Tensor],
     places: Tensor,
@@ -246,7 +199,7 @@ def _outgoing(
     return outgoing
 
 
-def _added_up(lot: _Lot, rest: _Lot, count: int, received: Tensor) -> tuple[Tensor, Tensor]:
+def _added_up(lot: Lot, rest: Lot, count: int, received: Tensor) -> tuple[Tensor, Tensor]:
     """This rank's part of the rows ``(K, piece)`` and of the plain sums ``(piece,)`` of all ranks."""
     total = received.new_empty(received.shape[1], dtype=torch.promote_types(received.dtype, torch.float32))
     for start in range(0, len(total), _BLOCK):  # float64 copies of all would be four times what is received
@@ -255,7 +208,7 @@ def _added_up(lot: _Lot, rest: _Lot, count: int, received: Tensor) -> tuple[Tens
     return rows.view(count, lot.piece), plain.to(received.dtype)
 
 
-def _columns(part: Block, entry: _Entry) -> Tensor:
+def _columns(part: Block, entry: Entry) -> Tensor:
     """Rows ``(K, numel)`` of an entry."""
     if part.indices is None or entry.indices is None:
         return part.dense().reshape(len(part.rows), -1)
@@ -264,7 +217,7 @@ def _columns(part: Block, entry: _Entry) -> Tensor:
     return full.index_copy_(1, torch.searchsorted(entry.indices, part.indices), rows).flatten(1)
 
 
-def _flat(gradient: Tensor, entry: _Entry) -> Tensor:
+def _flat(gradient: Tensor, entry: Entry) -> Tensor:
     """A gradient as the ``(numel,)`` of an entry."""
     if entry.indices is None:
         return (gradient.to_dense() if gradient.is_sparse else gradient).reshape(-1)
@@ -273,7 +226,7 @@ def _flat(gradient: Tensor, entry: _Entry) -> Tensor:
     return full.index_copy_(0, torch.searchsorted(entry.indices, gradient.indices()[0]), values).flatten()
 
 
-def _blocks(lots: list[_Lot], rows: list[Tensor]) -> list[Block]:
+def _blocks(lots: list[Lot], rows: list[Tensor]) -> list[Block]:
     """All columns on each rank."""
     result = []
     for lot, own in zip(lots, rows, strict=True):
@@ -282,12 +235,12 @@ def _blocks(lots: list[_Lot], rows: list[Tensor]) -> list[Block]:
     return result
 
 
-def _kind(entry: _Entry) -> tuple[torch.dtype, torch.device]:
+def _kind(entry: Entry) -> tuple[torch.dtype, torch.device]:
     return entry.parameter.dtype, entry.parameter.device
 
 
-def _kinds(entries: Iterable[_Entry]) -> list[tuple[torch.dtype, torch.device]]:
+def _kinds(entries: Iterable[Entry]) -> list[tuple[torch.dtype, torch.device]]:
     return list(dict.fromkeys(_kind(entry) for entry in entries))
 
 
-__all__ = ["Scattered", "all_items"]
+__all__ = ["Scattered", "all_items", "sums_of_all_items"]

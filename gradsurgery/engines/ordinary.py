@@ -11,17 +11,12 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from ..distributed import Ranks
+from ..distributed import Ranks, is_sharded
 from ..sharing import describe
-from .base import Request, is_sharded
+from .base import Request
 from .graph import Reach
 
 _FSDP_NODE = "RegisterPostBackwardFunctionBackward"
-
-
-def any_sharded(tensors: Iterable[Tensor]) -> bool:
-    """Whether one of them is a DTensor."""
-    return any(map(is_sharded, tensors))
 
 
 def ranks_of(request: Request) -> Ranks:

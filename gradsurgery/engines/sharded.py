@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..distributed import Place, Ranks
+from ..distributed import Place, Ranks, is_sharded
 from ..losses import named_losses
 from ..sharing import describe, parameters_of, tagged_parameters
 from .averages import averages
-from .base import Engine, Request, is_sharded
+from .base import Engine, Request
 from .compiled import check_tags
 from .graph import Reach
 from .ordinary import OrdinaryPasses, averaged, ranks_of, reached_anywhere
@@ -75,7 +75,7 @@ class Sharded(Engine):
                 plain.add([parameter], [gradient])
         rest = [(parameter, averaged(parameter, gradient, ranks)) for parameter, gradient in plain.items()]
         places = [_place(parameter, ranks) for parameter in shared]
-        jacobian = Shards(blocks, places, [place.copies for place in places], ranks)
+        jacobian = Shards(blocks, places, ranks)
         how = f"sharded: one ordinary backward pass a loss, rows spread over {ranks.size} ranks"
         return PerLossGradients(found.names, found.all_names, found.values, jacobian, rest, how)
 

@@ -1,24 +1,11 @@
 """A Jacobian whose columns are spread over several processes."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from .. import kernels
 from ..distributed import Place, Ranks, Share
 from .per_loss import Block, Groups, Jacobian
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """Some of the columns that are spread."""
-
-    places: list[Place]
-    ranks: Ranks
-
-    def total(self, partial: Tensor) -> Tensor:
-        return self.ranks.total(partial)
 
 
 class Spread(Jacobian):
@@ -30,14 +17,12 @@ class Spread(Jacobian):
         blocks: One a parameter, with the columns of it that are here, if need be none; the same parameters in the
             same order on all ranks.
         places: Where the columns of each block lie.
-        copies: For each block how many ranks have the same columns.
         ranks: Those that have the columns between them.
     """
 
-    def __init__(self, blocks: list[Block], places: list[Place], copies: list[int], ranks: Ranks) -> None:
+    def __init__(self, blocks: list[Block], places: list[Place], ranks: Ranks) -> None:
         super().__init__(blocks)
         self.places = places
-        self.copies = copies
         self.ranks = ranks
 
     def parts(self) -> list[Block]:
@@ -47,9 +32,9 @@ class Spread(Jacobian):
         rows = self.blocks[0].rows
         size = 1 if groups is None else max(groups.values()) + 1
         result = torch.zeros(size, len(rows), len(rows), dtype=torch.float64, device=rows.device)
-        for copies in sorted(set(self.copies)):
-            chosen = [block for block, own in zip(self.blocks, self.copies, strict=True) if own == copies]
-            chosen = [block for block in chosen if block.rows.numel()]
+        for copies in sorted({place.copies for place in self.places}):
+            pairs = zip(self.blocks, self.places, strict=True)
+            chosen = [block for block, place in pairs if place.copies == copies and block.rows.numel()]
             owners = [0 if groups is None else groups[block.parameters[0]] for block in chosen]
             if chosen:
                 local = kernels.gramian([block.rows for block in chosen], owners)
@@ -68,10 +53,10 @@ class Spread(Jacobian):
 
     def share(self, parts: list[Block]) -> Share:
         places = {block.parameters[0]: place for block, place in zip(self.blocks, self.places, strict=True)}
-        return _Columns([places[part.parameters[0]] for part in parts], self.ranks)
+        return Share(self.ranks, [places[part.parameters[0]] for part in parts])
 
     def of_first_rank(self, weights: Tensor) -> Tensor:
         return self.ranks.from_first(weights)
 
     def on_all_ranks(self, condition: bool) -> bool:
-        return not bool(self.ranks.total(torch.tensor(float(not condition))))
+        return self.ranks.everywhere(condition)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..likelihood import Likelihood
+from .checks import check_shift, check_weight
 
 # -eta2 = 1 / (2 sigma^2) of a scaled value: sigma stays below 22 standard deviations of the column, so
 # that the mean -eta1 / (2 eta2) and the draws of an untrained network stay finite in float32.
@@ -47,11 +48,7 @@ class Normal(Likelihood):
     num_parameters = 2
 
     def __init__(self, weight: float = 1.0, *, center: float = 0.0) -> None:
-        if not 0 < weight < math.inf:
-            raise ValueError(
-                f"{type(self).__name__}: `weight` must be positive and finite, got {weight}. "
-                "Use 1 for a constant column."
-            )
+        check_weight(type(self).__name__, weight, "Use 1 for a constant column.")
         self.weight = float(weight)
         self.center = float(center)
 
@@ -110,11 +107,7 @@ class LogNormal(Normal):
 
     def __init__(self, weight: float = 1.0, *, shift: float = 0.0) -> None:
         super().__init__(weight)
-        if not 0 <= shift < math.inf:
-            raise ValueError(
-                f"LogNormal: `shift` must be non-negative and finite, got {shift}. "
-                "Use half of the smallest positive value, or 0 without zeros."
-            )
+        check_shift("LogNormal", shift)
         self.shift = float(shift)
 
     def mode(self, eta: Tensor) -> Tensor:

@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 from ..likelihood import Likelihood
+from .checks import check_shift, check_weight
 from .numerics import LOG_MEANS, LOG_SHAPES, log_gamma_remainder, log_standard_gamma, soft_bound
+
+_OF_MEAN = "Use 1 / mean of the training values."
 
 
 class Gamma(Likelihood):
@@ -41,12 +44,8 @@ class Gamma(Likelihood):
     num_parameters = 2
 
     def __init__(self, weight: float = 1.0, *, shift: float = 0.0) -> None:
-        _check_weight("Gamma", weight)
-        if not 0 <= shift < math.inf:
-            raise ValueError(
-                f"Gamma: `shift` must be non-negative and finite, got {shift}. "
-                "Use half of the smallest positive value, or 0 without zeros."
-            )
+        check_weight("Gamma", weight, _OF_MEAN)
+        check_shift("Gamma", shift)
         self.weight = float(weight)
         self.shift = float(shift)
 
@@ -103,7 +102,7 @@ class Exponential(Likelihood):
     num_parameters = 1
 
     def __init__(self, weight: float = 1.0) -> None:
-        _check_weight("Exponential", weight)
+        check_weight("Exponential", weight, _OF_MEAN)
         self.weight = float(weight)
 
     def natural(self, raw: Tensor) -> Tensor:
@@ -126,10 +125,3 @@ class Exponential(Likelihood):
 
     def log_jacobian(self, values: Tensor) -> Tensor:
         return torch.full_like(values, math.log(self.weight))
-
-
-def _check_weight(name: str, weight: float) -> None:
-    if not 0 < weight < math.inf:
-        raise ValueError(
-            f"{name}: `weight` must be positive and finite, got {weight}. Use 1 / mean of the training values."
-        )
