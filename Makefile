@@ -20,7 +20,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(READY)  ## train a VAE on a real table, plain sum against impartial gradients; about three minutes
-	$(BIN)/python -m gradsurgery.integrations.vae
+	$(BIN)/gradsurgery-vae compare randhie
 
 test: $(READY) lint  ## lint, then all tests
 	$(BIN)/python -m pytest --numprocesses 2

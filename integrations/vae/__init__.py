@@ -23,6 +23,9 @@ from .column import Column
 from .encoding import Batch, Encoding
 from .evaluation import Evaluation
 from .figures import draw_comparison, save_figure
+from .hivae import HIVAE
+from .importance import IWAE, DReG
+from .latent_model import LatentModel
 from .likelihood import Likelihood
 from .likelihoods import (
     Bernoulli,
@@ -39,24 +42,28 @@ from .likelihoods import (
     ZeroTruncatedPoisson,
 )
 from .model import VAE
-from .objective import negative_elbo
+from .run import Run
 from .schema import Schema
 from .stacked import fit_seeds
 from .table import Split, Table
-from .training import Run, fit
+from .training import fit
 
 __all__ = [
+    "HIVAE",
+    "IWAE",
     "VAE",
     "Batch",
     "Bernoulli",
     "Beta",
     "Categorical",
     "Column",
+    "DReG",
     "Encoding",
     "Evaluation",
     "Exponential",
     "Gamma",
     "Hurdle",
+    "LatentModel",
     "Likelihood",
     "LogNormal",
     "NegativeBinomial",
@@ -71,6 +78,5 @@ __all__ = [
     "draw_comparison",
     "fit",
     "fit_seeds",
-    "negative_elbo",
     "save_figure",
 ]

@@ -47,6 +47,12 @@ class BestEpoch:
         """Gives the model the weights of the best epoch."""
         model.load_state_dict(self._state)
 
-    def __str__(self) -> str:
-        last, best = self.history[-1], self.history[self.index]
-        return f"validation error {last.validation_error:.4f}, best {best.validation_error:.4f}"
+    def state_dict(self) -> dict[str, Any]:
+        """History, best epoch and its weights, as tensors and plain Python objects."""
+        history = [(epoch.loss, epoch.validation_error) for epoch in self.history]
+        return {"history": history, "index": self.index, "state": self._state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes what :meth:`state_dict` gave."""
+        self.history = [Epoch(*epoch) for epoch in state["history"]]
+        self.index, self._state = state["index"], state["state"]

@@ -99,7 +99,10 @@ def encode_cells(series: pd.Series, column: Column) -> tuple[Column, Floats]:
     """
     complete = column if column.dtype else replace(column, dtype=str(series.dtype))
     if not column.discrete:
-        return complete, _checked_numbers(numbers(series), column)
+        cells = numbers(series)
+        allowed = _allowed_numbers(cells, column)
+        _check_amounts(cells, column)
+        return complete, allowed
     found = labels_of(series)
     if complete.labels is None:
         _check_number_of_labels(found, column)
@@ -107,21 +110,46 @@ def encode_cells(series: pd.Series, column: Column) -> tuple[Column, Floats]:
     return complete, _codes(series, complete)
 
 
+def encode_new_cells(series: pd.Series, column: Column) -> Floats:
+    """The cells of rows that were not there when the column was completed; they may all be missing.
+
+    Raises:
+        TypeError, ValueError: a cell contradicts the column's kind or is none of its labels.
+    """
+    if not series.notna().any():
+        return np.full(len(series), np.nan)
+    if not column.discrete:
+        return _allowed_numbers(numbers(series), column)
+    if family(series) == "number":
+        numbers(series)
+    return _codes(series, column)
+
+
 def decode_cells(values: Floats, column: Column) -> pd.Series:
     """The inverse of :func:`encode_cells`: original labels and dtype; NaN becomes missing.
 
-    Numbers of a count column or of an integer dtype are rounded. Where the dtype has no missing
-    value (numpy's integers and booleans) but a cell is missing, pandas's nullable twin is used.
+    Numbers of a count column or of an integer dtype are rounded, those beyond an integer dtype moved to its
+    end. Where the dtype has no missing value (numpy's integers and booleans) but a cell is missing, pandas's
+    nullable twin is used.
     """
     missing = np.isnan(values)
     if column.discrete:
         return _decode_labels(values, missing, column)
     dtype = column.dtype or "float64"
     whole = column.kind == "count" or "int" in dtype.lower()
-    cells = np.rint(values) if whole else values
+    cells = _within(np.rint(values), dtype) if whole else values
     if not missing.any():
         return pd.Series(cells, name=column.name).astype(dtype)
     return pd.Series(cells, name=column.name).astype(_nullable(dtype))
+
+
+def _within(cells: Floats, dtype: str) -> Floats:
+    """The numbers that an integer dtype can hold; a cast would wrap the others round."""
+    if "int" not in dtype.lower():
+        return cells
+    info = np.iinfo(dtype.lower())
+    # The float next to the end: that of a 64-bit integer's end itself is one beyond it.
+    return cells.clip(float(info.min), info.max if info.bits < 64 else np.nextafter(float(info.max), 0.0))
 
 
 def _nullable(dtype: str) -> str:
@@ -142,7 +170,7 @@ def _decode_labels(values: Floats, missing: NDArray[np.bool_], column: Column) -
     return series.astype(_nullable(wanted) if missing.any() else wanted)
 
 
-def _checked_numbers(cells: Floats, column: Column) -> Floats:
+def _allowed_numbers(cells: Floats, column: Column) -> Floats:
     """The numbers, with zeros made missing where the column says so."""
     observed = ~np.isnan(cells)
     if column.kind == "count":
@@ -154,15 +182,19 @@ def _checked_numbers(cells: Floats, column: Column) -> Floats:
     if column.kind != "positive":
         return cells
     _refuse(observed & (cells < 0), cells, column, "positive numbers", "Make its kind real")
-    if not (cells[observed] > 0).any():
-        raise ValueError(
-            f"Table: positive column {column.name!r} must hold a number above 0, got zeros only. "
-            "Drop the column or make its kind real."
-        )
     if column.zeros == "raise":
         remedy = "Make `zeros` of this column 'shift' or 'missing', or correct the cells"
         _refuse(observed & (cells == 0), cells, column, "numbers above 0", remedy)
     return np.where(cells == 0, np.nan, cells) if column.zeros == "missing" else cells
+
+
+def _check_amounts(cells: Floats, column: Column) -> None:
+    """Refuses zeros as the only observed cells of a positive column."""
+    if column.kind == "positive" and not (cells > 0).any():
+        raise ValueError(
+            f"Table: positive column {column.name!r} must hold a number above 0, got zeros only. "
+            "Drop the column or make its kind real."
+        )
 
 
 def _refuse(wrong: NDArray[np.bool_], cells: Floats, column: Column, rule: str, remedy: str) -> None:

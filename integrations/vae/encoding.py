@@ -6,12 +6,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from .column import Column
+from .encoder_inputs import INPUTS, ColumnInputs, Inputs
 from .likelihood import Likelihood
-from .likelihood_scaling import mean_and_weight, scaled_likelihood
-from .likelihoods import Exponential, Hurdle
+from .likelihood_scaling import scaled_likelihood
 from .schema import Schema
 from .table import Table
 
@@ -45,6 +44,8 @@ class Batch:
 class Encoding:
     r"""The likelihood of each column and the input of the encoder.
 
+    With ``inputs="vae"``:
+
     ==========================  ======================================  =============================
     likelihood                  scaled value                            encoder input
     ==========================  ======================================  =============================
@@ -59,22 +60,36 @@ class Encoding:
     categorical, ordinal        x                                       one-hot
     ==========================  ======================================  =============================
 
+    With ``inputs="hivae"`` the logarithm of a lognormal x' is centred too, w (log x - c) with c = mean(log x): linear
+    maps would take long to reach it elsewhere. The other scaled values are the same, and the inputs go by the kind:
+
+    ===============================  ==========================================
+    kind                             encoder input
+    ===============================  ==========================================
+    real                             x, standardised
+    positive                         log(1 + x), standardised
+    count                            log(1 + x)
+    binary, categorical, ordinal     one-hot
+    with a likelihood hurdle_*       -1 or 1; 0 or, of cells above 0, as above
+    ===============================  ==========================================
+
     Which likelihood a column has is stated in :class:`Column`.
 
-    A missing cell is 0 in all its inputs: the mean of a number, neither of two categories, none of
-    several. Means and standard deviations (over n, not n - 1) are those of the observed training
-    cells; a column that is constant there keeps w = 1. The zeros of a positive column follow
-    :class:`Column`: with ``"shift"``, and if the table has any, half of the smallest positive training
-    value is added to all of its cells. So it is with the ends of a ``beta`` column: if the table has
-    zeros or ones, all cells move inwards by half of the smallest distance of a training value from its end.
+    A missing cell is 0 in all its inputs: the mean of a number (of a count, with ``"hivae"``, a count of 0),
+    neither of two categories, none of several. Means and standard deviations (over n, not n - 1) are those of the
+    observed training cells; a column that is constant there keeps w = 1. The zeros of a positive column follow
+    :class:`Column`: with ``"shift"``, and if the table has any, half of the smallest positive training value is added
+    to all of its cells. So it is with the ends of a ``beta`` column: if the table has zeros or ones, all cells move
+    inwards by half of the smallest distance of a training value from its end.
 
     Args:
         table: The whole table.
         rows: Numbers of the training rows, ``(M,)``.
+        inputs: ``"vae"``, or ``"hivae"`` for the inputs of :class:`HIVAE`.
 
     Raises:
-        ValueError: the training rows observe nothing of a column, only zeros of a positive one, or only
-            zeros and ones of a ``beta`` one.
+        ValueError: ``inputs`` is neither, or the training rows observe nothing of a column, only zeros of a
+            positive one, or only zeros and ones of a ``beta`` one.
 
     Cost:
         A few passes over the training rows.
@@ -87,8 +102,16 @@ class Encoding:
         4
     """
 
-    def __init__(self, table: Table, rows: Tensor) -> None:
+    # Departs from the published code of HI-VAE: it standardises each batch by itself, and test rows by the test set.
+    # What a row is encoded as would then depend on which rows stand next to it.
+
+    def __init__(self, table: Table, rows: Tensor, inputs: Inputs = "vae") -> None:
+        if inputs not in INPUTS:
+            raise ValueError(
+                f"Encoding: `inputs` must be among {', '.join(INPUTS)}, got {inputs!r}. Pick one of them."
+            )
         self.schema: Schema = table.schema
+        self.inputs: Inputs = inputs
         self.likelihoods: tuple[Likelihood, ...] = ()
         self._inputs: list[tuple[float, float]] = []
         for d, column in enumerate(table.schema):
@@ -99,17 +122,18 @@ class Encoding:
                     f"got {len(rows)} missing. Drop the column, or split by another seed."
                 )
             training = table.values[rows, d][seen]
-            likelihood = scaled_likelihood(column, table.values[:, d], training)
+            likelihood = scaled_likelihood(column, table.values[:, d], training, centered=inputs == "hivae")
             self.likelihoods += (likelihood,)
-            self._inputs.append(_statistics(column, likelihood, training))
+            self._inputs.append(ColumnInputs(inputs, column, likelihood).statistics(training))
 
     @property
     def num_features(self) -> int:
         """The width F of the encoder's input."""
-        return sum(
-            column.classes or 1 if _one_hot(column) else 1 + isinstance(likelihood, Hurdle)
-            for column, likelihood in zip(self.schema, self.likelihoods, strict=True)
-        )
+        return sum(own.width for own in self._columns())
+
+    def _columns(self) -> list[ColumnInputs]:
+        pairs = zip(self.schema, self.likelihoods, strict=True)
+        return [ColumnInputs(self.inputs, column, likelihood) for column, likelihood in pairs]
 
     def encode(self, table: Table) -> Batch:
         """All rows of a table with the same schema, in float32.
@@ -123,7 +147,7 @@ class Encoding:
                 "Encoding: `table` must have the schema it was fitted with, got another one. "
                 "Pass that schema to Table.from_frame."
             )
-        features, scaled = [], []
+        features, scaled, inputs = [], [], self._columns()
         for d, column in enumerate(self.schema):
             observed = table.observed[:, d]
             values = torch.where(observed, table.values[:, d], 0.0 if column.discrete else PLACEHOLDER)
@@ -131,42 +155,8 @@ class Encoding:
             if not torch.isfinite(target).all():
                 raise ValueError(_message_of_ends(column))
             scaled.append(torch.where(observed, target, 0.0))
-            features.append(torch.where(observed[:, None], self._features(d, values), 0.0))
+            features.append(torch.where(observed[:, None], inputs[d].encode(values, self._inputs[d]), 0.0))
         return Batch(torch.cat(features, dim=1).float(), torch.stack(scaled, dim=1).float(), table.observed.clone())
-
-    def _features(self, d: int, values: Tensor) -> Tensor:
-        column = self.schema.columns[d]
-        if _one_hot(column):
-            return functional.one_hot(values.long(), column.classes or 1).double()
-        if column.kind == "binary":
-            return (2 * values - 1)[:, None]
-        mean, weight = self._inputs[d]
-        likelihood = self.likelihoods[d]
-        if not isinstance(likelihood, Hurdle):
-            return (weight * (_input(column, likelihood, values) - mean))[:, None]
-        zero = values == 0
-        amounts = weight * (_input(column, likelihood.above, torch.where(zero, 1.0, values)) - mean)
-        return torch.stack([torch.where(zero, -1.0, 1.0), torch.where(zero, 0.0, amounts)], dim=1)
-
-
-def _one_hot(column: Column) -> bool:
-    return column.kind in ("categorical", "ordinal")
-
-
-def _input(column: Column, likelihood: Likelihood, values: Tensor) -> Tensor:
-    """What is standardised for the encoder; for kinds that are numbers."""
-    if column.kind == "count":
-        return torch.log1p(values)
-    scaled = likelihood.transform(values)
-    return torch.log1p(scaled) if isinstance(likelihood, Exponential) else scaled
-
-
-def _statistics(column: Column, likelihood: Likelihood, training: Tensor) -> tuple[float, float]:
-    """Mean and 1 / standard deviation of the encoder's input; of a hurdle, over the cells above 0."""
-    if not isinstance(likelihood, Hurdle):
-        return mean_and_weight(_input(column, likelihood, training))
-    above = training[training > 0]
-    return mean_and_weight(_input(column, likelihood.above, above)) if len(above) else (0.0, 1.0)
 
 
 def _message_of_ends(column: Column) -> str:

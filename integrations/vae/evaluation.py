@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .encoding import Batch
-from .model import VAE
+from .latent_model import LatentModel
 from .table import Table
 
 ROWS_AT_ONCE = 8192
@@ -43,31 +43,31 @@ def mean_of(by_name: dict[str, float]) -> float:
 
 
 @torch.no_grad()
-def natural_parameters(vae: VAE, features: Tensor) -> tuple[Tensor, ...]:
+def natural_parameters(model: LatentModel, features: Tensor) -> tuple[Tensor, ...]:
     """Every column's natural parameters at the mean of the posterior, in float64.
 
     The model is evaluated without dropout and with BatchNorm's running statistics, and left in the mode
-    it was in.
+    it was in; wherever it is, the parameters are on the CPU.
     """
-    was_training = vae.training
-    vae.eval()
+    was_training, device = model.training, next(model.parameters()).device
+    model.eval()
     try:
-        chunks = [vae.decode(vae.encode(chunk).loc) for chunk in features.split(ROWS_AT_ONCE)]
+        chunks = [model.decode(model.posterior_mode(chunk.to(device))) for chunk in features.split(ROWS_AT_ONCE)]
     finally:
-        vae.train(was_training)
-    return tuple(torch.cat(column).double() for column in zip(*chunks, strict=True))
+        model.train(was_training)
+    return tuple(torch.cat(column).cpu().double() for column in zip(*chunks, strict=True))
 
 
-def reconstruct(vae: VAE, features: Tensor) -> Tensor:
+def reconstruct(model: LatentModel, features: Tensor) -> Tensor:
     """The most likely cells given the mean of the posterior, in original units, ``(N, D)``.
 
     Codes for categories; :meth:`Table.to_frame` turns them into labels.
     """
-    return _modes(vae, natural_parameters(vae, features))
+    return _modes(model, natural_parameters(model, features))
 
 
-def _modes(vae: VAE, parameters: tuple[Tensor, ...]) -> Tensor:
-    modes = [likelihood.mode(eta) for likelihood, eta in zip(vae.likelihoods, parameters, strict=True)]
+def _modes(model: LatentModel, parameters: tuple[Tensor, ...]) -> Tensor:
+    modes = [likelihood.mode(eta) for likelihood, eta in zip(model.likelihoods, parameters, strict=True)]
     return torch.stack(modes, dim=1)
 
 
@@ -97,10 +97,10 @@ def column_errors(table: Table, rows: Tensor, reconstruction: Tensor) -> Tensor:
     return torch.where(discrete, means, means.sqrt())
 
 
-def column_log_likelihoods(vae: VAE, table: Table, rows: Tensor, parameters: tuple[Tensor, ...]) -> Tensor:
+def column_log_likelihoods(model: LatentModel, table: Table, rows: Tensor, parameters: tuple[Tensor, ...]) -> Tensor:
     """Mean log-likelihood of the observed cells of each column, in original units, ``(D,)``, float64."""
     means = []
-    for d, (likelihood, eta) in enumerate(zip(vae.likelihoods, parameters, strict=True)):
+    for d, (likelihood, eta) in enumerate(zip(model.likelihoods, parameters, strict=True)):
         observed = table.observed[rows, d]
         values = table.values[rows, d][observed]
         log_prob = likelihood.log_prob(likelihood.transform(values), eta[observed])
@@ -108,18 +108,18 @@ def column_log_likelihoods(vae: VAE, table: Table, rows: Tensor, parameters: tup
     return torch.stack(means)
 
 
-def evaluate_rows(vae: VAE, table: Table, rows: Tensor, batch: Batch) -> Evaluation:
+def evaluate_rows(model: LatentModel, table: Table, rows: Tensor, batch: Batch) -> Evaluation:
     """Errors and log-likelihoods of some rows at the mean of the posterior.
 
     Args:
-        vae: The model.
+        model: The model.
         table: The whole table.
         rows: Numbers of the rows, ``(M,)``.
         batch: Those rows, encoded.
     """
-    parameters = natural_parameters(vae, batch.features)
-    errors = column_errors(table, rows, _modes(vae, parameters))
-    log_likelihoods = column_log_likelihoods(vae, table, rows, parameters)
+    parameters = natural_parameters(model, batch.features)
+    errors = column_errors(table, rows, _modes(model, parameters))
+    log_likelihoods = column_log_likelihoods(model, table, rows, parameters)
     names = table.schema.names
     return Evaluation(
         dict(zip(names, errors.tolist(), strict=True)),

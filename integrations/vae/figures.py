@@ -12,7 +12,7 @@ import numpy as np
 from .atomic import write_whole
 from .cells import Floats
 from .column import Column, Label
-from .training import Run
+from .run import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -19,22 +19,22 @@ def refuse_duplicates(owner: str, argument: str, names: Iterable[str]) -> None:
         )
 
 
-def check_frame(frame: object, owner: str) -> None:
+def check_frame(frame: object, owner: str, argument: str = "frame") -> None:
     """Raises unless ``frame`` is a DataFrame whose columns are named by distinct strings."""
     if not isinstance(frame, pd.DataFrame):
         raise TypeError(
-            f"{owner}: `frame` must be a pandas DataFrame, got {type(frame).__name__}. "
+            f"{owner}: `{argument}` must be a pandas DataFrame, got {type(frame).__name__}. "
             "Build one with pandas.DataFrame(...)."
         )
     if frame.shape[1] == 0:
-        raise ValueError(f"{owner}: `frame` must have at least one column, got none. Check how it was read.")
+        raise ValueError(f"{owner}: `{argument}` must have at least one column, got none. Check how it was read.")
     unnamed = [name for name in frame.columns if not isinstance(name, str)]
     if unnamed:
         raise TypeError(
-            f"{owner}: `frame` must have strings as column names, got {unnamed[:3]}. "
+            f"{owner}: `{argument}` must have strings as column names, got {unnamed[:3]}. "
             "Rename them: frame.columns = frame.columns.astype(str)."
         )
-    refuse_duplicates(owner, "frame", frame.columns)
+    refuse_duplicates(owner, argument, frame.columns)
 
 
 def read_csv(path: str | Path) -> pd.DataFrame:

@@ -24,6 +24,8 @@ class Likelihood(ABC):
     """
 
     num_parameters: int
+    num_locations: int = 1
+    """How many of the parameters, the first ones, say where the values lie; the others say how they spread."""
 
     @abstractmethod
     def natural(self, raw: Tensor) -> Tensor:

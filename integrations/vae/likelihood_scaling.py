@@ -29,7 +29,7 @@ SMALLEST_SPREAD = 1e-300
 SMALLEST_SQUEEZE = 1e-10
 
 
-def scaled_likelihood(column: Column, values: Tensor, training: Tensor) -> Likelihood:
+def scaled_likelihood(column: Column, values: Tensor, training: Tensor, *, centered: bool = False) -> Likelihood:
     """The likelihood that the column names, or that of its kind.
 
     Args:
@@ -37,6 +37,7 @@ def scaled_likelihood(column: Column, values: Tensor, training: Tensor) -> Likel
         values: All cells of the table, NaN where missing, in original units, ``(N,)``: only whether some
             are exactly at the end of the range is used.
         training: The observed training cells, ``(M,)``, M >= 1.
+        centered: Whether the logarithms of lognormal values are centred.
 
     Raises:
         ValueError: nothing can be scaled by the training cells.
@@ -61,7 +62,7 @@ def scaled_likelihood(column: Column, values: Tensor, training: Tensor) -> Likel
         return _ordinal(column)
     if name == "beta":
         return _beta(column, values, training)
-    return _positive(column, values, training)
+    return _positive(column, values, training, centered)
 
 
 def _ordinal(column: Column) -> Ordinal:
@@ -86,7 +87,7 @@ def _beta(column: Column, values: Tensor, training: Tensor) -> Beta:
     return Beta(squeeze=max(nearest / 2, SMALLEST_SQUEEZE))
 
 
-def _positive(column: Column, values: Tensor, training: Tensor) -> Likelihood:
+def _positive(column: Column, values: Tensor, training: Tensor, centered: bool) -> Likelihood:
     """Of a column that has a number above 0."""
     above = training[training > 0]
     if not len(above):
@@ -98,14 +99,15 @@ def _positive(column: Column, values: Tensor, training: Tensor) -> Likelihood:
     if name == "exponential":
         return Exponential(1.0 / _mean(training))
     if name == "hurdle_lognormal":
-        return Hurdle(LogNormal(mean_and_weight(torch.log(above))[1]))
+        mean, weight = mean_and_weight(torch.log(above))
+        return Hurdle(LogNormal(weight, center=mean if centered else 0.0))
     if name == "hurdle_gamma":
         return Hurdle(Gamma(1.0 / _mean(above)))
     shift = float(above.min()) / 2 if bool((values == 0).any()) else 0.0
     if name == "gamma":
         return Gamma(1.0 / _mean(training + shift), shift=shift)
-    _, weight = mean_and_weight(torch.log(training + shift))
-    return LogNormal(weight, shift=shift)
+    mean, weight = mean_and_weight(torch.log(training + shift))
+    return LogNormal(weight, shift=shift, center=mean if centered else 0.0)
 
 
 def _mean(values: Tensor) -> float:

@@ -12,7 +12,10 @@ from torch.nn import functional
 
 import gradsurgery as gs
 
+from .encoding import Batch
+from .latent_model import LatentModel
 from .likelihood import Likelihood
+from .objective import Objective, column_losses
 
 # Keeps log(scale) finite where softplus underflows.
 SMALLEST_SCALE = 1e-6
@@ -32,7 +35,7 @@ class Posterior(NamedTuple):
         return self.loc + self.scale * noise
 
 
-class VAE(nn.Module):
+class VAE(LatentModel):
     r"""Models the columns of a table as independent given a latent vector.
 
     .. math:: z \sim \text{Normal}(0, I), \qquad x_d \mid z \sim p_d(\eta_d(z)), \quad d = 1, \dots, D
@@ -48,6 +51,7 @@ class VAE(nn.Module):
         likelihoods: One a column.
         aggregator: Combines the columns' gradients, for example ``gs.UPGrad()``. ``None``: ``gs.Sum()``,
             which is ordinary training.
+        rescale: Whether the combined gradient gets the norm of the plain sum; see :class:`ImpartialityBlock`.
         hidden_size: Width of all hidden layers, >= 1.
         latent_size: Length L of z, >= 1. ``None``: half the number of columns, rounded up.
         dropout: Share of the encoder's inputs set to 0 in training, in [0, 1).
@@ -81,6 +85,7 @@ class VAE(nn.Module):
         likelihoods: Sequence[Likelihood],
         aggregator: gs.Aggregator | None = None,
         *,
+        rescale: bool = True,
         hidden_size: int = 50,
         latent_size: int | None = None,
         dropout: float = 0.1,
@@ -99,7 +104,8 @@ class VAE(nn.Module):
             self.to_loc = nn.Linear(hidden_size, self.latent_size)
             self.to_scale = nn.Linear(hidden_size, self.latent_size)
             self.trunk = _layers(self.latent_size, hidden_size, nn.ReLU)
-            self.block = gs.ImpartialityBlock(columns, gs.Sum() if aggregator is None else aggregator)
+            method = gs.Sum() if aggregator is None else aggregator
+            self.block = gs.ImpartialityBlock(columns, method, rescale=rescale)
             self.heads = gs.FusedHeads(hidden_size, [likelihood.num_parameters for likelihood in self.likelihoods])
         self._initialise(generator)
 
@@ -113,6 +119,22 @@ class VAE(nn.Module):
         """The natural parameters of every column, each ``(N, num_parameters)``."""
         raw = self.heads(self.trunk(z), self.block)
         return tuple(likelihood.natural(output) for likelihood, output in zip(self.likelihoods, raw, strict=True))
+
+    def posterior_mode(self, features: Tensor) -> Tensor:
+        return self.encode(features).loc
+
+    def posterior_draw(self, features: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return self.encode(features, generator).sample(generator)
+
+    def prior_draw(self, rows: int, generator: torch.Generator | None = None) -> Tensor:
+        weight = self.to_loc.weight
+        size = (rows, self.latent_size)
+        return torch.randn(size, dtype=weight.dtype, device=weight.device, generator=generator)
+
+    def objective(self, batch: Batch, generator: torch.Generator | None = None, *, epoch: int = 0) -> Objective:
+        """The negative evidence lower bound, with one draw of z a row."""
+        posterior, parameters = self(batch.features, generator)
+        return Objective(column_losses(self.likelihoods, parameters, batch), kl_divergence(posterior))
 
     def forward(
         self, features: Tensor, generator: torch.Generator | None = None
@@ -133,6 +155,19 @@ class VAE(nn.Module):
             nn.init.xavier_uniform_(self.heads.weight[rows], generator=generator)
         if self.heads.bias is not None:
             self.heads.bias.fill_(BIAS)
+
+
+def kl_divergence(posterior: Posterior) -> Tensor:
+    r"""KL divergence of the posterior from the standard normal prior, averaged over rows.
+
+    .. math:: \frac1N \sum_n \sum_l \tfrac12 (\mu_{nl}^2 + \sigma_{nl}^2 - 1) - \log \sigma_{nl}
+
+    Example:
+        >>> kl_divergence(Posterior(torch.ones(4, 2), torch.ones(4, 2)))
+        tensor(1.)
+    """
+    loc, scale = posterior
+    return (0.5 * (loc.square() + scale.square() - 1) - scale.log()).sum(1).mean()
 
 
 def _layers(inputs: int, hidden: int, activation: type[nn.Module]) -> nn.Sequential:

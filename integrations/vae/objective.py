@@ -1,4 +1,4 @@
-"""The negative evidence lower bound, one loss a column."""
+"""The terms of a training step: one loss a column, and what does not pass through the impartiality blocks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from .encoding import Batch
 from .likelihood import Likelihood
-from .model import VAE, Posterior
 
 
 class Objective(NamedTuple):
@@ -18,16 +17,18 @@ class Objective(NamedTuple):
 
     Shape:
         - losses: ``(D,)``, one a column.
-        - kl: scalar.
+        - rest: scalar, such as a KL divergence.
+
+    Of several models at once, both have a leading dimension.
     """
 
     losses: Tensor
-    kl: Tensor
+    rest: Tensor
 
     @property
     def total(self) -> Tensor:
         """What is minimised."""
-        return self.losses.sum() + self.kl
+        return self.losses.sum(-1) + self.rest
 
 
 def column_losses(likelihoods: Sequence[Likelihood], parameters: Sequence[Tensor], batch: Batch) -> Tensor:
@@ -52,38 +53,17 @@ def column_losses(likelihoods: Sequence[Likelihood], parameters: Sequence[Tensor
         >>> column_losses([Bernoulli()], [torch.zeros(2, 1)], batch)  # log(2) / 2
         tensor([0.3466])
     """
+    return -column_log_probs(likelihoods, parameters, batch.scaled, batch.observed).mean(0)
+
+
+def column_log_probs(
+    likelihoods: Sequence[Likelihood], parameters: Sequence[Tensor], scaled: Tensor, observed: Tensor
+) -> Tensor:
+    """Log-likelihood of each cell, ``(N, D)``, in scaled units; 0 for a missing one."""
     # Replaced before the density and again after it: 0 times NaN, and its gradient, would be NaN.
-    targets = torch.where(batch.observed, batch.scaled, 0.0).unbind(1)
+    targets = torch.where(observed, scaled, 0.0).unbind(1)
     log_probs = [
         likelihood.log_prob(target, eta)
         for likelihood, target, eta in zip(likelihoods, targets, parameters, strict=True)
     ]
-    return -torch.where(batch.observed, torch.stack(log_probs, dim=1), 0.0).mean(0)
-
-
-def kl_divergence(posterior: Posterior) -> Tensor:
-    r"""KL divergence of the posterior from the standard normal prior, averaged over rows.
-
-    .. math:: \frac1N \sum_n \sum_l \tfrac12 (\mu_{nl}^2 + \sigma_{nl}^2 - 1) - \log \sigma_{nl}
-
-    Example:
-        >>> kl_divergence(Posterior(torch.ones(4, 2), torch.ones(4, 2)))
-        tensor(1.)
-    """
-    loc, scale = posterior
-    return (0.5 * (loc.square() + scale.square() - 1) - scale.log()).sum(1).mean()
-
-
-def negative_elbo(vae: VAE, batch: Batch, generator: torch.Generator | None = None) -> Objective:
-    """The terms of the negative evidence lower bound with one draw of z a row.
-
-    ``.total.backward()`` aggregates the columns' gradients in the model's block; the KL divergence
-    does not pass through it.
-
-    Args:
-        vae: The model.
-        batch: The rows, at least two in training mode (BatchNorm).
-        generator: Draws dropout masks and z. ``None``: the global generator.
-    """
-    posterior, parameters = vae(batch.features, generator)
-    return Objective(column_losses(vae.likelihoods, parameters, batch), kl_divergence(posterior))
+    return torch.where(observed, torch.stack(log_probs, dim=1), 0.0)

@@ -27,13 +27,14 @@ class Silent:
         return None
 
 
-def progress_bar(epochs: int, title: str, visible: bool) -> AbstractContextManager[Bar]:
+def progress_bar(epochs: int, title: str, visible: bool, start: int = 0) -> AbstractContextManager[Bar]:
     """A bar on standard error, closed with the context.
 
     Args:
         epochs: Its length.
         title: What it is called.
         visible: Whether there is one at all; only then is tqdm loaded.
+        start: How many epochs are done already.
 
     Raises:
         ImportError: it shall be visible, and tqdm is not installed.
@@ -46,5 +47,5 @@ def progress_bar(epochs: int, title: str, visible: bool) -> AbstractContextManag
         raise ImportError(
             'fit: `progress` must be False without tqdm, got True. Run: pip install "gradsurgery[vae]"'
         ) from error
-    bar: AbstractContextManager[Bar] = tqdm(total=epochs, desc=title, unit="epoch", dynamic_ncols=True)
+    bar: AbstractContextManager[Bar] = tqdm(total=epochs, initial=start, desc=title, unit="epoch", dynamic_ncols=True)
     return bar

@@ -29,12 +29,13 @@ class StackedLikelihoods:
 
     Args:
         likelihoods: One sequence a seed, one likelihood a column.
+        device: Where the cells are. ``None``: on the CPU.
 
     Raises:
         ValueError: the seeds disagree on how many parameters a column has.
     """
 
-    def __init__(self, likelihoods: Sequence[Sequence[Likelihood]]) -> None:
+    def __init__(self, likelihoods: Sequence[Sequence[Likelihood]], device: torch.device | None = None) -> None:
         by_column = list(zip(*likelihoods, strict=True))
         groups: dict[_Key, list[int]] = {}
         for column, own in enumerate(by_column):
@@ -50,18 +51,24 @@ class StackedLikelihoods:
         starts = [0, *accumulate(widths)]
         self.rows = [row for column in self.columns for row in range(starts[column], starts[column + 1])]
         """The rows of the heads' weights, group by group."""
-        self._calls = [_call([by_column[column] for column in members], key) for key, members in groups.items()]
+        self._calls = [
+            _call([by_column[column] for column in members], key, device) for key, members in groups.items()
+        ]
         self._counts = [len(members) for members in groups.values()]
         self._widths = [sum(widths[column] for column in members) for members in groups.values()]
 
     def losses(self, outputs: Tensor, targets: Tensor, observed: Tensor) -> Tensor:
-        """Negative log-likelihoods as :func:`column_losses` defines them.
+        """Negative log-likelihoods as :func:`column_losses` defines them, ``(S, D)``; see :meth:`log_probs`."""
+        return -self.log_probs(outputs, targets, observed).mean(1)
+
+    def log_probs(self, outputs: Tensor, targets: Tensor, observed: Tensor) -> Tensor:
+        """Log-likelihood of each cell, 0 for a missing one.
 
         Shape:
             - outputs: ``(S, N, sum of all num_parameters)``, in the order of :attr:`rows`.
             - targets: ``(S, N, D)``, scaled and 0 where missing, in the order of :attr:`columns`.
             - observed: ``(S, N, D)``, in the order of :attr:`columns`.
-            - output: ``(S, D)``, in the order of :attr:`columns`.
+            - output: ``(S, N, D)``, in the order of :attr:`columns`.
         """
         parts = zip(
             self._calls, outputs.split(self._widths, -1), targets.split(self._counts, -1), self._counts, strict=True
@@ -69,7 +76,7 @@ class StackedLikelihoods:
         log_probs = [
             call(own.unflatten(-1, (count, -1)), target) for call, own, target, count in parts
         ]  # (S, N, columns of the group) each
-        return -torch.where(observed, torch.cat(log_probs, -1), 0.0).mean(1)
+        return torch.where(observed, torch.cat(log_probs, -1), 0.0)
 
 
 class _Together:
@@ -122,11 +129,11 @@ def _density(likelihood: Likelihood) -> _Key | None:
     return (kind, *settings) if all(isinstance(value, int | float | str) for _, value in settings) else None
 
 
-def _call(members: Sequence[Sequence[Likelihood]], key: _Key) -> _Together | _OneByOne:
+def _call(members: Sequence[Sequence[Likelihood]], key: _Key, device: torch.device | None) -> _Together | _OneByOne:
     """How a group is evaluated, from the likelihoods of its columns, one sequence a column."""
     if key[0] == "alone":
         return _OneByOne(members[0])
     if key == (Poisson,):
         bounds = [[likelihood.bound for likelihood in own if isinstance(likelihood, Poisson)] for own in members]
-        return _Together(_Counts(torch.tensor(bounds).T[:, None, :, None]))  # (S, 1, columns, 1)
+        return _Together(_Counts(torch.tensor(bounds, device=device).T[:, None, :, None]))  # (S, 1, columns, 1)
     return _Together(members[0][0])

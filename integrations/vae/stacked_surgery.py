@@ -12,6 +12,8 @@ from torch.autograd.function import once_differentiable
 
 import gradsurgery as gs
 
+from .captured_method import is_capturable, solve_in_place
+
 # A squared norm below this share of its terms has lost digits that the gradient itself still has.
 CANCELS = 1e-4
 
@@ -21,7 +23,8 @@ class StackedBlocks:
 
     A method that needs only inner products and draws nothing solves the S Gramians together, with a state for each;
     they are formed from the gradients of the heads' outputs, without the K gradients with respect to z. Of any
-    other method each model's own instance is called, which then draws what it would draw alone.
+    other method each model's own instance is called, which then draws what it would draw alone. On a GPU the K
+    gradients are formed in any case: whether their inner products are exact without would have to be waited for.
 
     Args:
         blocks: One a model, with methods of the same kind and options.
@@ -38,11 +41,23 @@ class StackedBlocks:
         self.is_plain_sum = all(type(block.aggregator) is gs.Sum for block in blocks)
         together = not blocks[0].needs_rows and not any(isinstance(part, gs.Randomized) for part in method.modules())
         self._method = copy.deepcopy(method) if together and isinstance(method, gs.GramianAggregator) else None
+        self._on_gpu = False
         self._shapes: dict[str, torch.Size] = {}
         if self._method is not None:
             alone = copy.deepcopy(self._method)
             alone.solve(torch.eye(len(widths)))
             self._shapes = {name: value.shape for name, value in alone.state_dict().items()}
+
+    def to(self, device: torch.device) -> None:
+        """Goes where the gradients are."""
+        self._owners = self._owners.to(device)
+        self._heads = [own.to(device) for own in self._heads]
+        self._on_gpu = device.type != "cpu"
+
+    @property
+    def is_capturable(self) -> bool:
+        """Whether a CUDA graph can hold what happens to gradients on a GPU."""
+        return self.is_plain_sum or (self._method is not None and is_capturable(self._method))
 
     def heads(self, z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """The outputs of all heads; what goes back to z is aggregated.
@@ -65,6 +80,17 @@ class StackedBlocks:
             own = {name: _share(value, self._shapes[name], index) for name, value in state.items()}
             block.aggregator.load_state_dict(own)
 
+    @property
+    def learnt(self) -> dict[str, Tensor]:
+        """What was learnt on all Gramians; nothing where the models' own methods learn."""
+        return {} if self._method is None else dict(self._method.state_dict())
+
+    def load_learnt(self, learnt: dict[str, Tensor]) -> None:
+        """Takes what :attr:`learnt` gave."""
+        if self._method is not None:
+            self._method.load_state_dict(learnt)
+            self._method.to(self._owners.device)
+
     def aggregate(self, delta: Tensor, weight: Tensor, z: Tensor) -> Tensor:
         """What is passed on to z, from the gradient ``(S, N, rows)`` of the heads' outputs."""
         if self.is_plain_sum:
@@ -72,23 +98,32 @@ class StackedBlocks:
         if self.blocks[0].needs_rows:
             gradients = zip(self.blocks, self._by_head(delta, weight), z, strict=True)
             return torch.stack([block.aggregate(own, at) for block, own, at in gradients])
+        direction, gramians = (self._by_rows if self._on_gpu else self._by_products)(delta, weight)
+        direction = direction.view(z.shape)
+        return (_rescaled(direction, gramians) if self.blocks[0].rescale else direction).to(z.dtype)
+
+    def _by_products(self, delta: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The direction and the Gramians, without the K gradients where these are as exact."""
         wide, matrix = delta.double(), weight.double()
         products = (wide.mT @ wide).mul_(matrix @ matrix.mT)
         gramians = self._owners.mT @ products @ self._owners
         terms = products.diagonal(dim1=1, dim2=2) @ self._owners
         if bool((gramians.diagonal(dim1=1, dim2=2) < CANCELS * terms).any()):
-            by_head = self._by_head(delta, weight).double().flatten(2)
-            gramians = by_head @ by_head.mT
-            direction = (self._solve(gramians).unsqueeze(1) @ by_head).view(z.shape)
-        else:
-            weights = self._solve(gramians) @ self._owners.mT
-            direction = (wide * weights.unsqueeze(1)) @ matrix
-        return (_rescaled(direction, gramians) if self.blocks[0].rescale else direction).to(z.dtype)
+            return self._by_rows(delta, weight)
+        weights = self._solve(gramians) @ self._owners.mT
+        return (wide * weights.unsqueeze(1)) @ matrix, gramians
+
+    def _by_rows(self, delta: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The same from the K gradients."""
+        by_head = self._by_head(delta, weight).double().flatten(2)
+        gramians = by_head @ by_head.mT
+        return self._solve(gramians).unsqueeze(1) @ by_head, gramians
 
     def _solve(self, gramians: Tensor) -> Tensor:
         """The weights ``(S, K)`` of the heads."""
         if self._method is not None:
-            return self._method.solve(gramians)
+            in_place = self._on_gpu and self.is_capturable
+            return solve_in_place(self._method, gramians) if in_place else self._method.solve(gramians)
         return torch.stack([block.weights(own) for block, own in zip(self.blocks, gramians, strict=True)])
 
     def _by_head(self, delta: Tensor, weight: Tensor) -> Tensor:
@@ -119,6 +154,9 @@ class _Heads(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, delta: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, delta: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
         z, weight = ctx.saved_tensors
-        return ctx.blocks.aggregate(delta, weight, z), delta.mT @ z, delta.sum(1), None
+        aggregated = ctx.blocks.aggregate(delta, weight, z)
+        if not ctx.needs_input_grad[1]:  # the heads are held
+            return aggregated, None, None, None
+        return aggregated, delta.mT @ z, delta.sum(1), None

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .cells import decode_cells, encode_cells
+from .cells import decode_cells, encode_cells, encode_new_cells
 from .frame import check_frame, read_csv
 from .schema import Schema
 
@@ -32,10 +32,12 @@ class Table:
     Args:
         schema: One column each, labels complete. Build tables with :meth:`from_frame`.
         values: Cells in original units; codes 0, 1, ... for categories; NaN where missing.
+        ranges: What :meth:`ranges` answers. ``None``: the ranges of these values.
 
     Shape:
         - values: ``(N, D)``, float64.
         - observed: ``(N, D)``, bool.
+        - ranges: ``(D,)``, float64.
 
     Example:
         >>> import pandas as pd
@@ -49,9 +51,10 @@ class Table:
         True
     """
 
-    def __init__(self, schema: Schema, values: Tensor) -> None:
+    def __init__(self, schema: Schema, values: Tensor, ranges: Tensor | None = None) -> None:
         self.schema = schema
         self.values = values
+        self._ranges = ranges
         self.observed = ~values.isnan()
 
     def __len__(self) -> int:
@@ -81,16 +84,39 @@ class Table:
                 "Fewer cannot be split into training, validation and test rows."
             )
         wanted = Schema.infer(frame) if schema is None else schema
-        if set(wanted.names) != set(frame.columns):
-            absent = sorted(set(wanted.names) - set(frame.columns))
-            extra = sorted(set(frame.columns) - set(wanted.names))
-            raise ValueError(
-                f"Table: `schema` must have the columns of the table, got {absent} that the table lacks and "
-                f"lacks {extra}. Correct the schema, or drop columns from the table."
-            )
+        _check_names(frame, wanted)
         encoded = [encode_cells(frame[column.name], column) for column in wanted]
         values = torch.from_numpy(np.stack([cells for _, cells in encoded], axis=1))
         return cls(Schema(column for column, _ in encoded), values)
+
+    @classmethod
+    def from_new_rows(cls, frame: pd.DataFrame, schema: Schema, ranges: Tensor | None = None) -> Table:
+        """Encodes rows for a model that was fitted on others.
+
+        There may be any number of them, and columns that are all missing. The columns are found by name,
+        whatever their order.
+
+        Args:
+            frame: The rows.
+            schema: That of the table the model was fitted on, :attr:`schema`.
+            ranges: Those of the table the model was fitted on, :meth:`ranges`, so that errors are measured
+                against them. ``None``: those of these rows.
+
+        Raises:
+            TypeError: ``frame`` is no DataFrame, or a column holds something other than its kind.
+            ValueError: the columns are not those of the schema, or a column has infinite cells, categories
+                that the schema does not list or numbers that contradict its kind.
+
+        Example:
+            >>> import pandas as pd
+            >>> table = Table.from_frame(pd.DataFrame({"size": [1.5, 3.0] * 6, "colour": ["red", "blue"] * 6}))
+            >>> Table.from_new_rows(pd.DataFrame({"colour": ["red"], "size": [None]}), table.schema).values
+            tensor([[nan, 1.]], dtype=torch.float64)
+        """
+        check_frame(frame, "Table")
+        _check_names(frame, schema)
+        cells = [encode_new_cells(frame[column.name], column) for column in schema]
+        return cls(schema, torch.from_numpy(np.stack(cells, axis=1)), ranges)
 
     @classmethod
     def read_csv(cls, path: str | Path, schema: Schema | None = None) -> Table:
@@ -134,7 +160,19 @@ class Table:
 
         A constant column has no range to measure an error against; its error stays in original units.
         """
+        if self._ranges is not None:
+            return self._ranges
         inf = torch.inf
         largest = torch.where(self.observed, self.values, -inf).amax(0)
         smallest = torch.where(self.observed, self.values, inf).amin(0)
         return torch.where(largest > smallest, largest - smallest, 1.0)
+
+
+def _check_names(frame: pd.DataFrame, schema: Schema) -> None:
+    if set(schema.names) != set(frame.columns):
+        absent = sorted(set(schema.names) - set(frame.columns))
+        extra = sorted(set(frame.columns) - set(schema.names))
+        raise ValueError(
+            f"Table: `schema` must have the columns of the table, got {absent} that the table lacks and "
+            f"lacks {extra}. Correct the schema, or drop columns from the table."
+        )

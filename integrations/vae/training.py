@@ -2,78 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
-
-import numpy as np
 import torch
-from torch import Tensor
 
 import gradsurgery as gs
 
-from .best_epoch import BestEpoch, Epoch
-from .encoding import Batch, Encoding
-from .evaluation import Evaluation, column_errors, evaluate_rows, reconstruct
-from .model import VAE
-from .objective import negative_elbo
-from .preparation import batches, check_arguments, prepare
-from .progress import progress_bar
-from .table import Split, Table
-
-Part: TypeAlias = Literal["train", "validation", "test"]
-
-
-@dataclass(frozen=True)
-class Run:
-    """A trained model with all that belongs to it.
-
-    Args:
-        vae: The model, with the weights of the best epoch.
-        table: The whole table.
-        encoding: Scaling and likelihoods, from the training rows.
-        split: Which rows are which.
-        history: One record an epoch.
-        best_epoch: Index into ``history`` of the smallest validation error.
-    """
-
-    vae: VAE
-    table: Table
-    encoding: Encoding
-    split: Split
-    history: tuple[Epoch, ...]
-    best_epoch: int
-
-    def evaluate(self, part: Part = "test") -> Evaluation:
-        """Errors and log-likelihoods column by column on one part of the table."""
-        rows = self._rows(part)
-        return evaluate_rows(self.vae, self.table, rows, self.encoding.encode(self.table).select(rows))
-
-    def reconstruct(self, part: Part = "test") -> Tensor:
-        """The most likely cells of one part, ``(M, D)``; ``run.table.to_frame(...)`` decodes them."""
-        batch = self.encoding.encode(self.table).select(self._rows(part))
-        return reconstruct(self.vae, batch.features)
-
-    def _rows(self, part: Part) -> Tensor:
-        if part not in ("train", "validation", "test"):
-            raise ValueError(f"Run: `part` must be train, validation or test, got {part!r}. Pick one of them.")
-        rows: Tensor = getattr(self.split, part)
-        return rows
+from .models import ModelName
+from .run import Run
+from .stacked import fit_stacked
+from .table import Table
 
 
 def fit(
     table: Table,
     aggregator: gs.Aggregator | None = None,
     *,
+    model: ModelName = "vae",
+    rescale: bool = True,
     epochs: int = 100,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     learning_rate: float = 1e-3,
-    hidden_size: int = 50,
+    hidden_size: int | None = None,
     latent_size: int | None = None,
     seed: int = 0,
+    device: str | torch.device | None = None,
     progress: bool = False,
     title: str = "fit",
 ) -> Run:
-    """Trains a VAE on 70% of a table and keeps the epoch with the smallest error on another 10%.
+    """Trains a model on 70% of a table and keeps the epoch with the smallest error on another 10%.
 
     Two calls with the same seed see the same split, initial weights, batches and noise, whatever the
     aggregator; with the same aggregator they give the same numbers on the same machine with the same
@@ -84,12 +39,18 @@ def fit(
         table: The table, missing cells and all.
         aggregator: Combines the columns' gradients. ``None``: their sum, which is ordinary training.
             Pass a new one to each run: what it has learnt (GradNorm's weights) stays in it.
+        model: ``"vae"``, ``"iwae"``, ``"dreg"`` or ``"hivae"``; see :class:`VAE`, :class:`IWAE`, :class:`DReG`
+            and :class:`HIVAE`.
+        rescale: Whether the combined gradient gets the norm of the plain sum.
         epochs: Passes over the training rows, >= 1.
-        batch_size: Rows a step, >= 2.
+        batch_size: Rows a step, >= 2. ``None``: 128; 1000 for ``"hivae"``, as published.
         learning_rate: Of Adam, > 0.
-        hidden_size: Width of the hidden layers, >= 1.
-        latent_size: Length of the latent vector, >= 1. ``None``: half the number of columns, rounded up.
+        hidden_size: Width of the hidden layers, >= 1. ``None``: 50.
+        latent_size: Length of the latent vector, >= 1. ``None``: half the number of columns, rounded up; 10 for
+            ``"hivae"``.
         seed: Of everything random, >= 0.
+        device: Where the steps are taken: ``"cpu"``, or ``"cuda"`` for a GPU, which draws other noise from the same
+            seed. ``None``: the CPU. The run's model is on the CPU in any case.
         progress: Whether to show a progress bar on standard error (needs tqdm).
         title: What the progress bar is called.
 
@@ -98,7 +59,9 @@ def fit(
         RuntimeError: the loss stopped being finite; the message names the columns.
 
     Cost:
-        One forward and backward pass a batch, and the aggregator on one gradient a column.
+        One forward and backward pass a batch, and the aggregator on one gradient a column. On a GPU a step is
+        captured in a CUDA graph, unless the method draws, needs more than inner products or reads numbers on the
+        host (``PCGrad``, ``GradDrop``, ``CAGrad``, a ``Chain``): such steps are taken one operation after the other.
 
     Example:
         >>> import pandas as pd
@@ -107,45 +70,20 @@ def fit(
         >>> len(run.history), list(run.evaluate().errors)
         (2, ['x', 'even'])
     """
-    check_arguments("fit", table, learning_rate, epochs=(epochs, 1), batch_size=(batch_size, 2), seed=(seed, 0))
-    split, encoding, training, validation, vae, noise = prepare(table, aggregator, hidden_size, latent_size, seed)
-    # Fused: the layers are so small that Adam's many calls would take a third of the time.
-    optimizer = torch.optim.Adam(vae.parameters(), lr=learning_rate, fused=True)
-    best = BestEpoch()
-    with progress_bar(epochs, title, progress) as bar:
-        for _ in range(epochs):
-            loss = _train_epoch(vae, optimizer, training, batch_size, noise, table.schema.names)
-            error = column_errors(table, split.validation, reconstruct(vae, validation.features)).nanmean()
-            best.record(vae, Epoch(loss, float(error)))
-            bar.set_postfix_str(str(best))
-            bar.update()
-    best.restore(vae)
-    vae.eval()
-    return Run(vae, table, encoding, split, tuple(best.history), best.index)
-
-
-def _train_epoch(
-    vae: VAE,
-    optimizer: torch.optim.Optimizer,
-    training: Batch,
-    batch_size: int,
-    generator: torch.Generator,
-    names: tuple[str, ...],
-) -> float:
-    """Takes one step a batch and returns the mean loss of a row."""
-    vae.train()
-    total, losses = torch.zeros(()), torch.zeros(len(names))
-    for rows in batches(len(training), batch_size, generator):
-        optimizer.zero_grad()
-        objective = negative_elbo(vae, training.select(rows), generator)
-        objective.total.backward()
-        optimizer.step()
-        total += objective.total.detach() * len(rows)
-        losses += objective.losses.detach()
-    if not torch.isfinite(total):
-        broken = [name for name, loss in zip(names, losses.tolist(), strict=True) if not np.isfinite(loss)]
-        raise RuntimeError(
-            f"fit: the loss must stay finite, got {float(total)} (columns {', '.join(broken) or 'none'}; else "
-            "the KL divergence). Lower `learning_rate`, or look for extreme cells there."
-        )
-    return float(total) / len(training)
+    (run,) = fit_stacked(
+        "fit",
+        table,
+        lambda seed: gs.Sum() if aggregator is None else aggregator,
+        seeds=[seed],
+        model=model,
+        rescale=rescale,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        hidden_size=hidden_size,
+        latent_size=latent_size,
+        device=device,
+        progress=progress,
+        title=title,
+    )
+    return run

@@ -7,15 +7,18 @@ import scipy.stats
 import torch
 
 from gradsurgery.integrations.vae import Batch, Column, Encoding, LogNormal, Normal, Schema, Table
+from gradsurgery.integrations.vae.encoder_inputs import Inputs
 
 TRAIN = torch.arange(8)
 
 
-def encoded(kind: str, cells: list[float | None], **options: object) -> tuple[Table, Encoding, Batch]:
+def encoded(
+    kind: str, cells: list[float | None], *, inputs: Inputs = "vae", **options: object
+) -> tuple[Table, Encoding, Batch]:
     """A table of one column whose first eight rows are the training rows."""
     frame = pd.DataFrame({"x": pd.Series(cells, dtype="float64")})
     table = Table.from_frame(frame, Schema([Column("x", kind, **options)]))  # type: ignore[arg-type]
-    encoding = Encoding(table, TRAIN)
+    encoding = Encoding(table, TRAIN, inputs)
     return table, encoding, encoding.encode(table)
 
 
@@ -62,28 +65,33 @@ def test_categories_become_one_hot_and_two_become_signs() -> None:
     assert batch.observed[:4].tolist() == [[True, True], [True, False], [False, True], [True, True]]
 
 
-def test_hidden_cells_leave_no_trace(table: Table) -> None:
+@pytest.mark.parametrize("inputs", ["vae", "hivae"])
+def test_hidden_cells_leave_no_trace(table: Table, inputs: Inputs) -> None:
     train = table.split().train
-    batch = Encoding(table, train).encode(table)
+    batch = Encoding(table, train, inputs).encode(table)
     assert not table.observed.all()
     assert (batch.scaled[~batch.observed] == 0).all()
     changed = table.values.clone()
     changed[~table.observed] = torch.nan
-    again = Encoding(Table(table.schema, changed), train).encode(table)
+    again = Encoding(Table(table.schema, changed), train, inputs).encode(table)
     assert torch.equal(batch.features, again.features)
 
 
-def test_statistics_come_from_training_rows_only(table: Table) -> None:
+@pytest.mark.parametrize("inputs", ["vae", "hivae"])
+def test_statistics_come_from_training_rows_only(table: Table, inputs: Inputs) -> None:
     parts = table.split()
     changed = table.values.clone()
     others = torch.cat([parts.validation, parts.test])
     changed[others[:, None], torch.arange(3)] *= 7
-    before, after = (Encoding(each, parts.train).encode(table) for each in (table, Table(table.schema, changed)))
+    before, after = (
+        Encoding(each, parts.train, inputs).encode(table) for each in (table, Table(table.schema, changed))
+    )
     assert torch.equal(before.scaled, after.scaled)
     assert torch.equal(before.features, after.features)
     changed[parts.train[:20, None], torch.arange(3)] *= 7
-    moved = Encoding(Table(table.schema, changed), parts.train).encode(table)
+    moved = Encoding(Table(table.schema, changed), parts.train, inputs).encode(table)
     assert not torch.equal(before.scaled[:, :2], moved.scaled[:, :2])
+    assert not torch.equal(before.features[:, :2], moved.features[:, :2])
 
 
 @pytest.mark.parametrize(("kind", "cell"), [("real", 0.1), ("real", -3e200), ("positive", 0.1), ("count", 4.0)])
@@ -175,8 +183,10 @@ def test_batches_are_selected_by_row(table: Table) -> None:
     assert torch.equal(chosen.observed, batch.observed[rows])
 
 
-def named(likelihood: str, cells: list[float | None], kind: str = "positive") -> tuple[Table, Encoding, Batch]:
-    return encoded(kind, cells, likelihood=likelihood)
+def named(
+    likelihood: str, cells: list[float | None], kind: str = "positive", inputs: Inputs = "vae"
+) -> tuple[Table, Encoding, Batch]:
+    return encoded(kind, cells, likelihood=likelihood, inputs=inputs)
 
 
 def test_gamma_and_exponential_are_scaled_by_the_training_mean() -> None:
@@ -269,3 +279,71 @@ def test_what_a_likelihood_cannot_take_is_named() -> None:
     ends, _, _ = named("beta", [0.2, 0.4] * 4 + [0.0, 1.0], "real")
     with pytest.raises(ValueError, match=r"column 'x' must hold numbers between 0 and 1, got zeros or ones"):
         encoding.encode(ends)
+
+
+def standardised(cells: object, seen: object) -> object:
+    return (np.asarray(cells) - np.mean(seen)) / np.std(seen)  # type: ignore[arg-type,call-overload]
+
+
+def test_hivae_sees_numbers_by_their_kind() -> None:
+    seen, rows, cells = np.array([1.0, 4, 2, 8, 5, 7, 1]), [0, 1, 8, 9], np.array([1.0, 4, 1000, 0.001])
+    _, _, batch = encoded("real", REAL, inputs="hivae")
+    reference = standardised([1.0, 4, 1000, -1000], seen)
+    np.testing.assert_allclose(batch.features[rows, 0], reference, rtol=1e-6, atol=1e-12)
+    for likelihood in ("lognormal", "gamma", "exponential"):
+        _, _, batch = named(likelihood, POSITIVE, inputs="hivae")
+        reference = standardised(np.log1p(cells), np.log1p(seen))
+        np.testing.assert_allclose(batch.features[rows, 0], reference, rtol=1e-5)
+        assert batch.features[2, 0] == 0
+    for likelihood in ("poisson", "negative_binomial"):
+        _, _, batch = named(likelihood, [0, 3, None, 2, 8, 5, 7, 1, 400, 20], "count", "hivae")
+        np.testing.assert_allclose(batch.features[[0, 1, 2, 8], 0], np.log1p([0, 3, 0, 400]), rtol=1e-6)
+    shares: list[float | None] = [0.2, 0.4, None, 0.8, 0.5, 0.1, 0.7, 0.3, 0.9, 0.05]
+    _, _, batch = named("beta", shares, "real", "hivae")
+    reference = standardised([0.2, 0.05], [0.2, 0.4, 0.8, 0.5, 0.1, 0.7, 0.3])
+    np.testing.assert_allclose(batch.features[[0, 9], 0], reference, rtol=1e-5)
+
+
+def test_hivae_sees_one_hot_categories() -> None:
+    frame = pd.DataFrame({"two": ["a", "b", None, "b"] * 3, "three": ["a", None, "b", "c"] * 3})
+    table = Table.from_frame(frame)
+    encoding = Encoding(table, TRAIN, "hivae")
+    batch = encoding.encode(table)
+    assert encoding.inputs == "hivae"
+    assert encoding.num_features == batch.features.shape[1] == 5
+    assert batch.features[:4].tolist() == [[1, 0, 1, 0, 0], [0, 1, 0, 0, 0], [0, 0, 0, 1, 0], [0, 1, 0, 0, 1]]
+
+
+def test_hivae_sees_hurdles_in_two_inputs() -> None:
+    _, encoding, batch = named("hurdle_lognormal", [*WITH_ZEROS[:6], None, *WITH_ZEROS[7:]], inputs="hivae")
+    assert encoding.num_features == batch.features.shape[1] == 2
+    assert batch.features[:, 0].tolist() == [1, 1, -1, 1, 1, 1, 0, -1, 1, -1]
+    reference = standardised(np.log1p([1.0, 8.0, 0.01]), np.log1p([1.0, 4.0, 2.0, 8.0, 0.5]))
+    np.testing.assert_allclose(batch.features[[0, 4, 8], 1], reference, rtol=1e-5)
+    assert batch.features[[2, 6, 7, 9], 1].tolist() == [0] * 4
+    _, _, batch = named("hurdle_poisson", [0, 3, None, 2, 0, 5, 7, 1, 400, 0], "count", "hivae")
+    np.testing.assert_allclose(batch.features[[0, 2, 8]], [[-1, 0], [0, 0], [1, np.log1p(400)]], rtol=1e-6)
+
+
+def test_hivae_centres_the_logarithm_of_lognormal_values() -> None:
+    logs = np.log(np.array([1.0, 4, 2, 8, 5, 7, 1]))
+    rows = [0, 1, 8, 9]
+    table, encoding, batch = encoded("positive", POSITIVE, inputs="hivae")
+    reference = (np.log([1.0, 4, 1000, 0.001]) - logs.mean()) / logs.std()
+    np.testing.assert_allclose(batch.scaled[rows, 0], reference, rtol=1e-5)
+    (likelihood,) = encoding.likelihoods
+    (plain,) = encoded("positive", POSITIVE)[1].likelihoods
+    values = table.values[table.observed]
+    assert torch.equal(likelihood.log_jacobian(values), plain.log_jacobian(values))
+    sharp = torch.stack([2e6 * likelihood.transform(values), torch.full_like(values, -1e6)], dim=1)
+    torch.testing.assert_close(likelihood.mode(sharp), values, rtol=1e-5, atol=0)
+    torch.testing.assert_close(likelihood.sample(sharp, torch.Generator()), values, rtol=0.02, atol=0)
+    _, _, batch = named("hurdle_lognormal", WITH_ZEROS, inputs="hivae")
+    amounts = batch.scaled[[0, 1, 3, 4, 5, 6], 0]
+    np.testing.assert_allclose(amounts.mean(), 0, atol=1e-6)
+    np.testing.assert_allclose(amounts.std(correction=0), 1, rtol=1e-6)
+
+
+def test_other_inputs_are_refused(table: Table) -> None:
+    with pytest.raises(ValueError, match=r"Encoding: `inputs` must be among vae, hivae, got 'iwae'"):
+        Encoding(table, TRAIN, "iwae")  # type: ignore[arg-type]

@@ -51,11 +51,11 @@ def test_evaluation_reads_modes_and_original_units(table: Table) -> None:
     evaluation = run.evaluate("validation")
     rows = run.split.validation
     features = run.encoding.encode(table).select(rows).features
-    modes = reconstruct(run.vae, features)
+    modes = reconstruct(run.model, features)
     assert torch.equal(modes, run.reconstruct("validation"))
     np.testing.assert_allclose(list(evaluation.errors.values()), column_errors(table, rows, modes), rtol=1e-12)
-    parameters = natural_parameters(run.vae, features)
-    likelihood, eta = run.vae.likelihoods[0], parameters[0]
+    parameters = natural_parameters(run.model, features)
+    likelihood, eta = run.model.likelihoods[0], parameters[0]
     assert isinstance(likelihood, Normal)
     seen = table.observed[rows, 0]
     deviation = torch.rsqrt(-2 * eta[seen, 1]) / likelihood.weight

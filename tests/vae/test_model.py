@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import gradsurgery as gs
-from gradsurgery.integrations.vae import VAE, Batch, Bernoulli, Categorical, LogNormal, Normal, Poisson, negative_elbo
+from gradsurgery.integrations.vae import VAE, Batch, Bernoulli, Categorical, LogNormal, Normal, Poisson
 
 LIKELIHOODS = [Normal(), LogNormal(), Poisson(20), Bernoulli(), Categorical(3)]
 
@@ -24,7 +24,7 @@ def make_batch(rows: int = 32) -> Batch:
 
 
 def gradients(vae: VAE) -> dict[str, torch.Tensor]:
-    negative_elbo(vae, make_batch(), seeded(1)).total.backward()
+    vae.objective(make_batch(), seeded(1)).total.backward()
     return {name: parameter.grad for name, parameter in vae.named_parameters()}
 
 
@@ -50,7 +50,7 @@ def test_other_methods_change_what_lies_before_the_block_only() -> None:
 def test_kl_divergence_does_not_pass_through_the_block() -> None:
     before, after = (VAE(7, LIKELIHOODS, method, generator=seeded(0)) for method in (gs.Sum(), gs.MGDA()))
     for vae in (before, after):
-        negative_elbo(vae, make_batch(), seeded(1)).kl.backward()
+        vae.objective(make_batch(), seeded(1)).rest.backward()
     assert all(parameter.grad is None for parameter in after.trunk.parameters())
     torch.testing.assert_close(before.encoder[0].weight.grad, after.encoder[0].weight.grad, rtol=0, atol=0)
     assert after.encoder[0].weight.grad.norm() > 0
@@ -95,7 +95,7 @@ def test_one_seed_one_model_and_the_global_generator_is_left_alone() -> None:
     assert all(torch.equal(first[name], same[name]) for name in first)
     assert not torch.equal(first["trunk.0.weight"], other["trunk.0.weight"])
     batch = make_batch()
-    losses = [negative_elbo(VAE(7, LIKELIHOODS, generator=seeded(0)), batch, seeded(2)).total for _ in range(2)]
+    losses = [VAE(7, LIKELIHOODS, generator=seeded(0)).objective(batch, seeded(2)).total for _ in range(2)]
     assert torch.equal(losses[0], losses[1])
     assert torch.equal(torch.get_rng_state(), before)
 

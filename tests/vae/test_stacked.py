@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,9 +31,13 @@ from gradsurgery.integrations.vae import (
     ZeroTruncatedPoisson,
     fit,
 )
+from gradsurgery.integrations.vae.best_epoch import BestEpoch, Epoch
+from gradsurgery.integrations.vae.evaluation import column_errors, reconstruct
 from gradsurgery.integrations.vae.likelihood import Likelihood
 from gradsurgery.integrations.vae.methods import build_method
+from gradsurgery.integrations.vae.models import MODELS, ModelName
 from gradsurgery.integrations.vae.objective import column_losses
+from gradsurgery.integrations.vae.preparation import Settings, batches, prepare
 from gradsurgery.integrations.vae.stacked import fit_seeds
 from gradsurgery.integrations.vae.stacked_likelihoods import StackedLikelihoods
 from gradsurgery.integrations.vae.stacked_surgery import StackedBlocks
@@ -81,20 +86,63 @@ def assert_same(one: Run, other: Run, tolerance: float) -> None:
     ]
     torch.testing.assert_close(*histories, rtol=tolerance, atol=tolerance)
     assert one.best_epoch == other.best_epoch
-    states = one.vae.state_dict(), other.vae.state_dict()
+    states = one.model.state_dict(), other.model.state_dict()
     assert list(states[0]) == list(states[1])
     for key in states[0]:
         torch.testing.assert_close(states[0][key], states[1][key], rtol=tolerance, atol=tolerance, msg=key)
-    assert not one.vae.training
-    assert type(one.vae.block.aggregator) is type(other.vae.block.aggregator)
+    assert not one.model.training
+    assert type(one.model.block.aggregator) is type(other.model.block.aggregator)
+
+
+def alone(table: Table, method: gs.Aggregator, seed: int, epochs: int, **options: Any) -> Run:
+    """The training of one model by itself, step by step, without anything that is stacked."""
+    settings = Settings(epochs=epochs, **options)
+    own, best = prepare(table, method, settings, seed), BestEpoch()
+    optimizer = torch.optim.Adam(own.model.parameters(), lr=settings.learning_rate)
+    for epoch in range(epochs):
+        own.model.train()
+        total = 0.0
+        for rows in batches(len(own.training), settings.rows_a_step, own.noise):
+            optimizer.zero_grad()
+            objective = own.model.objective(own.training.select(rows), own.noise, epoch=epoch)
+            objective.total.backward()
+            optimizer.step()
+            total += float(objective.total.detach()) * len(rows)
+        errors = column_errors(table, own.split.validation, reconstruct(own.model, own.validation.features))
+        best.record(own.model, Epoch(total / len(own.training), float(errors.nanmean())))
+    best.restore(own.model)
+    return Run(own.model.eval(), table, own.encoding, own.split, tuple(best.history), best.index)
 
 
 @pytest.mark.usefixtures("precise")
 @pytest.mark.parametrize("name", METHODS)
-def test_each_seed_is_what_it_is_alone(mixed: Table, name: str) -> None:
-    runs = fit_seeds(mixed, methods(name), seeds=SEEDS, epochs=3, batch_size=32)
+@pytest.mark.parametrize("model", MODELS)
+def test_each_seed_is_what_it_is_alone(mixed: Table, name: str, model: ModelName) -> None:
+    options: dict[str, Any] = {"epochs": 3, "batch_size": 32, "model": model}
+    runs = fit_seeds(mixed, methods(name), seeds=SEEDS, **options)
     for seed, run in zip(SEEDS, runs, strict=True):
-        assert_same(run, fit(mixed, build_method(name, seed), seed=seed, epochs=3, batch_size=32), 1e-8)
+        assert_same(run, alone(mixed, build_method(name, seed), seed, **options), 1e-8)
+
+
+@pytest.mark.usefixtures("precise")
+@pytest.mark.parametrize("model", MODELS)
+def test_without_rescaling(mixed: Table, model: ModelName) -> None:
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 32, "model": model, "rescale": False}
+    (run,) = fit_seeds(mixed, methods("upgrad"), seeds=[3], **options)
+    assert_same(run, alone(mixed, build_method("upgrad"), 3, **options), 1e-8)
+    (other,) = fit_seeds(mixed, methods("upgrad"), seeds=[3], **{**options, "rescale": True})
+    assert run.history != other.history
+
+
+@pytest.mark.usefixtures("precise")
+def test_each_seed_may_have_a_table_of_its_own(table: Table) -> None:
+    hidden = [Table(table.schema, table.values.clone()) for _ in range(2)]
+    hidden[1].values[::3, 1] = torch.nan
+    hidden[1] = Table(table.schema, hidden[1].values)
+    runs = fit_seeds(hidden, methods("upgrad"), seeds=(0, 1), epochs=2)
+    for seed, own, run in zip((0, 1), hidden, runs, strict=True):
+        assert run.table is own
+        assert_same(run, alone(own, gs.UPGrad(), seed, epochs=2), 1e-8)
 
 
 def test_the_comparison_can_fail(table: Table) -> None:
@@ -118,9 +166,9 @@ def test_single_precision(mixed: Table, name: str) -> None:
     options = {"epochs": 1, "batch_size": 84}
     runs = fit_seeds(mixed, methods(name), seeds=SEEDS, **options)  # type: ignore[arg-type]
     for seed, run in zip(SEEDS, runs, strict=True):
-        alone = fit(mixed, build_method(name, seed), seed=seed, **options)  # type: ignore[arg-type]
-        assert run.history[0].loss == pytest.approx(alone.history[0].loss, rel=1e-5)
-        mine, theirs = (torch.cat([own.flatten() for own in each.vae.parameters()]) for each in (run, alone))
+        single = alone(mixed, build_method(name, seed), seed, **options)  # type: ignore[arg-type]
+        assert run.history[0].loss == pytest.approx(single.history[0].loss, rel=1e-5)
+        mine, theirs = (torch.cat([own.flatten() for own in each.model.parameters()]) for each in (run, single))
         assert mine.dtype == torch.float32
         assert ((mine - theirs).abs() < 1e-5).float().mean() > 0.995
 
@@ -132,7 +180,7 @@ def test_options_reach_every_seed(table: Table) -> None:
     runs = fit_seeds(table, seeds=SEEDS, **options)  # type: ignore[arg-type]
     assert any(run.best_epoch < 3 for run in runs), "choose a rate with which later epochs are worse"
     for seed, run in zip(SEEDS, runs, strict=True):
-        assert_same(run, fit(table, seed=seed, **options), 1e-8)  # type: ignore[arg-type]
+        assert_same(run, alone(table, gs.Sum(), seed, **options), 1e-8)  # type: ignore[arg-type]
         assert run.evaluate("validation").error == pytest.approx(run.history[run.best_epoch].validation_error)
 
 
@@ -295,4 +343,4 @@ def test_one_seed_and_one_column_are_enough() -> None:
     frame = pd.DataFrame({"x": np.linspace(-1, 1, 40)})
     table = Table.from_frame(frame, Schema.infer(frame))
     (run,) = fit_seeds(table, lambda seed: gs.UPGrad(), seeds=[7], epochs=2)
-    assert_same(run, fit(table, gs.UPGrad(), seed=7, epochs=2), 1e-5)
+    assert_same(run, alone(table, gs.UPGrad(), 7, epochs=2), 1e-5)

@@ -122,6 +122,76 @@ def test_csv(tmp_path: object) -> None:
     assert table.observed[:3].tolist() == [[True, True], [False, True], [True, False]]
 
 
+def test_integers_beyond_their_dtype_go_to_its_end() -> None:
+    frame = pd.DataFrame(
+        {"small": pd.array(range(-100, 20, 10), dtype="int8"), "large": [2**62, -(2**62), 5] * 4}, dtype=None
+    )
+    frame["unsigned"] = np.arange(12, dtype="uint64") * 10**6
+    decoded = Table.from_frame(frame).to_frame(torch.tensor([[1e3, 1e30, -1.0], [-1e3, -1e30, 1e30]]).double())
+    assert decoded.dtypes.tolist() == frame.dtypes.tolist()
+    assert decoded["small"].tolist() == [127, -128]
+    assert decoded["large"].tolist() == [2**63 - 1024, -(2**63)]
+    assert decoded["unsigned"].tolist() == [0, 2**64 - 2048]
+
+
+def test_new_rows_are_encoded_as_those_of_the_table(frame: pd.DataFrame, table: Table) -> None:
+    shuffled = frame.iloc[[5, 3], ::-1]
+    new = Table.from_new_rows(shuffled, table.schema, table.ranges())
+    assert new.schema == table.schema
+    torch.testing.assert_close(new.values, table.values[[5, 3]], rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(new.ranges(), table.ranges())
+    assert not torch.equal(Table.from_new_rows(shuffled, table.schema).ranges(), table.ranges())
+
+
+@pytest.mark.parametrize("nothing", [None, np.nan, pd.NA])
+def test_new_rows_may_be_all_missing(table: Table, nothing: object) -> None:
+    blank = pd.DataFrame({name: [nothing] for name in table.schema.names}, dtype=object)
+    assert Table.from_new_rows(blank, table.schema).values.isnan().all()
+    assert Table.from_new_rows(blank.astype(object).iloc[:0], table.schema).values.shape == (0, 6)
+
+
+def test_new_rows_take_numbers_as_any_dtype() -> None:
+    schema = Table.from_frame(pd.DataFrame({"code": [7, 3, 9] * 5, "flag": [True, False, True] * 5})).schema
+    floats = pd.DataFrame({"code": [9.0, None], "flag": pd.array([None, True], dtype="boolean")})
+    assert Table.from_new_rows(floats, schema).values[:, 0].tolist()[0] == 2
+    assert Table.from_new_rows(floats, schema).observed.tolist() == [[True, False], [False, True]]
+
+
+def test_new_rows_follow_the_policy_for_zeros() -> None:
+    frame = pd.DataFrame({"amount": [0.0, 4.5, 90.0] * 5})
+    shift = Table.from_frame(frame, Schema([Column("amount", "positive")])).schema
+    missing = Table.from_frame(frame, Schema([Column("amount", "positive", zeros="missing")])).schema
+    zero = pd.DataFrame({"amount": [0.0]})
+    assert Table.from_new_rows(zero, shift).values.tolist() == [[0.0]]
+    assert not Table.from_new_rows(zero, missing).observed.any()
+
+
+NEW_ROWS = pd.DataFrame(
+    {"size": np.linspace(1.5, 30.0, 15), "visits": range(15), "colour": ["red", "blue", "green"] * 5}
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"colour": "pink"}, ValueError, r"column 'colour' must hold its 3 labels only, got 'pink'"),
+        ({"colour": 1}, ValueError, r"column 'colour' must hold its 3 labels only, got 1"),
+        ({"colour": pd.Timestamp(0)}, TypeError, r"column 'colour' must hold numbers, booleans or strings"),
+        ({"colour": np.inf}, ValueError, r"column 'colour' must hold finite numbers"),
+        ({"size": "big"}, TypeError, r"column 'size' must hold numbers, got strings such as 'big'"),
+        ({"size": np.inf}, ValueError, r"column 'size' must hold finite numbers, got 15 infinite"),
+        ({"size": -1.0}, ValueError, r"positive column 'size' must hold positive numbers, got -1"),
+        ({"visits": 0.5}, ValueError, r"count column 'visits' must hold whole numbers from 0 on, got 0\.5"),
+        ({"other": 1}, ValueError, r"got \[\] that the table lacks and lacks \['other'\]"),
+    ],
+)
+def test_new_rows_that_contradict_the_schema(change: dict[str, object], error: type[Exception], message: str) -> None:
+    schema = Table.from_frame(NEW_ROWS).schema
+    Table.from_new_rows(NEW_ROWS, schema)
+    with pytest.raises(error, match=message):
+        Table.from_new_rows(NEW_ROWS.assign(**change), schema)
+
+
 def one(kind: str, cells: list[object], **options: object) -> Table:
     frame = pd.DataFrame({"x": (cells * 10)[: 10 * len(cells)]})
     return Table.from_frame(frame, Schema([Column("x", kind, **options)]))  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..likelihood import Likelihood
+from .numerics import log_softmax
 
 # Keeps every category between two others possible where softplus underflows.
 SMALLEST_GAP = 1e-4
@@ -62,14 +63,14 @@ class Categorical(Likelihood):
     def __init__(self, classes: int) -> None:
         if classes < 1:
             raise ValueError(f"Categorical: `classes` must be at least 1, got {classes}. Count the column's labels.")
-        self.num_parameters = classes
+        self.num_parameters = self.num_locations = classes
 
     def natural(self, raw: Tensor) -> Tensor:
         return raw
 
     def log_prob(self, scaled: Tensor, eta: Tensor) -> Tensor:
         codes = scaled.long().unsqueeze(-1)
-        return functional.log_softmax(eta, dim=-1).gather(-1, codes).squeeze(-1)
+        return log_softmax(eta).gather(-1, codes).squeeze(-1)
 
     def mode(self, eta: Tensor) -> Tensor:
         return eta.argmax(dim=-1).double()

@@ -49,6 +49,7 @@ class Hurdle(Likelihood):
             )
         self.above = above
         self.num_parameters = 1 + above.num_parameters
+        self.num_locations = 1 + above.num_locations
 
     def natural(self, raw: Tensor) -> Tensor:
         return torch.cat([raw[..., :1], self.above.natural(raw[..., 1:])], dim=-1)

@@ -78,17 +78,18 @@ class Normal(Likelihood):
 class LogNormal(Normal):
     r"""Positive values whose logarithm is normal, raised to a power.
 
-    .. math:: x' = (x + s)^w, \qquad \log x' \mid \eta \sim \text{Normal}(\eta)
+    .. math:: x' = (e^{-c} (x + s))^w, \qquad \log x' \mid \eta \sim \text{Normal}(\eta)
 
-    The scaled value is held as its logarithm :math:`w \log(x + s)`, in which the density is the
+    The scaled value is held as its logarithm :math:`w (\log(x + s) - c)`, in which the density is the
     normal one and nothing overflows; the Jacobian is that of the logarithm, :math:`w / (x + s)`.
 
-    As published, the logarithm is scaled but not centred: where values differ little from each other
-    (heights in cm), it lies far from 0 and is slow to learn. Make such a column real.
+    With c = 0, as published for the VAE, a logarithm whose values differ little from each other (of heights
+    in cm) lies far from 0 and is slow to learn. Make such a column real.
 
     Args:
         weight: w, 1 / standard deviation of the logarithm of the training values, > 0.
         shift: s, in original units, >= 0; > 0 only where the column has zeros that are true values.
+        center: c, the mean of the logarithm of the training values where it is to be centred.
 
     Shape:
         - eta: ``(..., 2)``.
@@ -105,24 +106,24 @@ class LogNormal(Normal):
     # Departs from the published code of Javaloy et al., 2021: it replaced zeros by small random noise,
     # which puts a random peak far from the other values and makes every evaluation differ.
 
-    def __init__(self, weight: float = 1.0, *, shift: float = 0.0) -> None:
-        super().__init__(weight)
+    def __init__(self, weight: float = 1.0, *, shift: float = 0.0, center: float = 0.0) -> None:
+        super().__init__(weight, center=center)
         check_shift("LogNormal", shift)
         self.shift = float(shift)
 
     def mode(self, eta: Tensor) -> Tensor:
         mean, deviation = moments(eta.double())
-        return self._original(mean / self.weight - (deviation / self.weight) ** 2)
+        return self._original(mean / self.weight + self.center - (deviation / self.weight) ** 2)
 
     def sample(self, eta: Tensor, generator: torch.Generator | None = None) -> Tensor:
         mean, deviation = moments(eta.double())
-        return self._original((mean + deviation * standard_normal(mean, generator)) / self.weight)
+        return self._original((mean + deviation * standard_normal(mean, generator)) / self.weight + self.center)
 
     def _original(self, logarithm: Tensor) -> Tensor:
         return (logarithm.clamp(max=LARGEST_LOGARITHM).exp() - self.shift).clamp(min=0.0)
 
     def transform(self, values: Tensor) -> Tensor:
-        return self.weight * torch.log(values + self.shift)
+        return self.weight * (torch.log(values + self.shift) - self.center)
 
     def log_jacobian(self, values: Tensor) -> Tensor:
         return math.log(self.weight) - torch.log(values + self.shift)

@@ -30,6 +30,16 @@ def soft_bound(raw: Tensor, low: float, high: float) -> Tensor:
     return low + functional.softplus(below - low)
 
 
+def log_softmax(logits: Tensor) -> Tensor:
+    """Over the last dimension, where that is short: on a CPU torch is several times faster with it in front.
+
+    Example:
+        >>> log_softmax(torch.tensor([0.0, math.log(3.0)])).exp()
+        tensor([0.2500, 0.7500])
+    """
+    return functional.log_softmax(logits.movedim(-1, 0), dim=0).movedim(0, -1)
+
+
 def log_gamma_remainder(shape: Tensor) -> Tensor:
     r"""What Stirling's leading terms leave of the logarithm of the gamma function.
 

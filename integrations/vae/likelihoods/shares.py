@@ -41,6 +41,7 @@ class Beta(Likelihood):
     """
 
     num_parameters = 2
+    num_locations = 2  # the mean is alpha / (alpha + beta): neither is a spread
 
     def __init__(self, *, squeeze: float = 0.0) -> None:
         if not 0 <= squeeze < 0.5:

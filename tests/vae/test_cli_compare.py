@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 
 from gradsurgery.integrations.vae import Run, Schema, Table, draw_comparison, fit, save_figure
-from gradsurgery.integrations.vae.__main__ import load_frame, main
 from gradsurgery.integrations.vae.atomic import write_whole
+from gradsurgery.integrations.vae.cli import main
+from gradsurgery.integrations.vae.cli.tables import read_table
 
 
 @pytest.fixture(name="csv")
@@ -30,7 +31,7 @@ def test_numbers_and_figure(csv: Path, tmp_path: Path, capsys: pytest.CaptureFix
     schema = tmp_path / "schema.json"
     Schema.infer(pd.read_csv(csv)).replace("grade", kind="ordinal").save(schema)
     out = tmp_path / "out"
-    options = ["--table", str(csv), "--schema", str(schema), "--epochs", "2", "--seed", "3", "--out", str(out)]
+    options = ["compare", str(csv), "--schema", str(schema), "--epochs", "2", "--seed", "3", "--out", str(out)]
     assert main([*options, "--methods", "gradnorm", "sum"]) == 0
     assert sorted(path.name for path in out.iterdir()) == ["figure.png", "results.json"]
     assert (out / "figure.png").read_bytes()[:4] == b"\x89PNG"
@@ -51,14 +52,14 @@ def test_numbers_and_figure(csv: Path, tmp_path: Path, capsys: pytest.CaptureFix
 def test_numbers_are_reproducible(csv: Path, tmp_path: Path) -> None:
     found = []
     for name in ("a", "b"):
-        assert main(["--table", str(csv), "--methods", "sum", "--epochs", "1", "--out", str(tmp_path / name)]) == 0
+        assert main(["compare", str(csv), "--methods", "sum", "--epochs", "1", "--out", str(tmp_path / name)]) == 0
         method = json.loads((tmp_path / name / "results.json").read_text())["methods"]["sum"]
         found.append({key: value for key, value in method.items() if key != "seconds"})
     assert found[0] == found[1]
 
 
 def test_seeds_are_trained_together(csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--table", str(csv), "--methods", "sum", "upgrad", "--epochs", "2"]
+    options = ["compare", str(csv), "--methods", "sum", "upgrad", "--epochs", "2"]
     assert main([*options, "--seed", "1", "--seeds", "3", "--out", str(tmp_path / "all")]) == 0
     results = json.loads((tmp_path / "all" / "results.json").read_text())
     assert (results["settings"]["seed"], results["settings"]["seeds"]) == (1, 3)
@@ -83,14 +84,14 @@ def test_seeds_are_trained_together(csv: Path, tmp_path: Path, capsys: pytest.Ca
 
 def test_outputs_go_under_runs(csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["--table", str(csv), "--methods", "sum", "--epochs", "1"]) == 0
+    assert main(["compare", str(csv), "--methods", "sum", "--epochs", "1"]) == 0
     assert (tmp_path / "runs" / "vae" / "small-people" / "results.json").exists()
 
 
 def test_shipped_tables() -> None:
     pytest.importorskip("statsmodels")
-    assert load_frame("randhie").shape == (20190, 10)
-    assert load_frame("anes96").shape == (944, 11)
+    assert read_table("randhie").shape == (20190, 10)
+    assert read_table("anes96").shape == (944, 11)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +108,7 @@ def test_bad_tables_are_reported(
     path = tmp_path / "bad.csv"
     path.write_text(cells)
     out = tmp_path / "out"
-    assert main(["--table", str(path), "--out", str(out)]) == 2
+    assert main(["compare", str(path), "--out", str(out)]) == 2
     assert message in capsys.readouterr().err
     assert not out.exists()
 
@@ -115,11 +116,11 @@ def test_bad_tables_are_reported(
 def test_missing_files_and_wrong_options_are_reported(
     csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--table", str(tmp_path / "none.csv")]) == 2
+    assert main(["compare", str(tmp_path / "none.csv")]) == 2
     assert "none.csv" in capsys.readouterr().err
-    assert main(["--table", str(csv), "--epochs", "0"]) == 2
+    assert main(["compare", str(csv), "--epochs", "0"]) == 2
     assert "`epochs` must be at least 1" in capsys.readouterr().err
-    assert main(["--table", str(csv), "--seeds", "0"]) == 2
+    assert main(["compare", str(csv), "--seeds", "0"]) == 2
     assert "`seeds` must be different and at least one" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["--methods", "unknown"])
@@ -152,7 +153,7 @@ def test_figures_need_matplotlib(
     with pytest.raises(ImportError, match=r'Run: pip install "gradsurgery\[plots\]"'):
         draw_comparison(runs)
     out = tmp_path / "out"
-    assert main(["--table", str(csv), "--methods", "sum", "--epochs", "1", "--out", str(out)]) == 0
+    assert main(["compare", str(csv), "--methods", "sum", "--epochs", "1", "--out", str(out)]) == 0
     assert [path.name for path in out.iterdir()] == ["results.json"]
     assert "no figure" in capsys.readouterr().err
 
@@ -178,7 +179,7 @@ def test_json_has_no_nan(csv: Path, tmp_path: Path) -> None:
     frame.loc[rows, "income"] = math.nan
     frame.to_csv(csv, index=False)
     out = tmp_path / "out"
-    assert main(["--table", str(csv), "--methods", "sum", "--epochs", "1", "--out", str(out)]) == 0
+    assert main(["compare", str(csv), "--methods", "sum", "--epochs", "1", "--out", str(out)]) == 0
     method = json.loads((out / "results.json").read_text())["methods"]["sum"]
     assert method["errors"]["income"] is None
     assert math.isfinite(method["error"])
@@ -198,7 +199,7 @@ def test_files_that_are_no_tables(
 ) -> None:
     path = tmp_path / "odd.csv"
     path.write_text(text)
-    assert main(["--table", str(path), "--out", str(tmp_path / "out")]) == 2
+    assert main(["compare", str(path), "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -209,7 +210,7 @@ def test_an_output_that_is_a_file_is_refused_before_training(
     taken.write_text("mine")
     path = tmp_path / "table.csv"
     path.write_text("a,b\n" + "".join(f"{row % 7},{row * 1.5}\n" for row in range(40)))
-    assert main(["--table", str(path), "--epochs", "1", "--out", str(taken)]) == 2
+    assert main(["compare", str(path), "--epochs", "1", "--out", str(taken)]) == 2
     assert "error:" in (printed := capsys.readouterr()).err
     assert "epoch" not in printed.err
     assert taken.read_text() == "mine"
@@ -218,5 +219,5 @@ def test_an_output_that_is_a_file_is_refused_before_training(
 def test_names_are_not_read_as_formulas(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_text("$\\frac$,b\n" + "".join(f"{row % 7},{row * 1.5}\n" for row in range(40)))
-    assert main(["--table", str(path), "--epochs", "1", "--methods", "sum", "--out", str(tmp_path / "out")]) == 0
+    assert main(["compare", str(path), "--epochs", "1", "--methods", "sum", "--out", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "figure.png").stat().st_size > 1000

@@ -1,0 +1,94 @@
+"""What came of it, in a few numbers and a sentence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from . import text
+from .comparison import Comparison, imbalance
+from .text import escaped
+
+WORSE_NAMED = 6
+
+
+class Verdict(NamedTuple):
+    """The columns by what surgery did to their test error, each with the difference as it is printed."""
+
+    better: list[tuple[str, float]]
+    worse: list[tuple[str, float]]
+    same: list[tuple[str, float]]
+
+
+def verdict(comparison: Comparison) -> Verdict:
+    """Sorts the columns; the largest difference comes first. Columns without observed test cells are left out."""
+    before, after = (arm.evaluation.errors for arm in comparison.arms)
+    changes = [(name, text.printed_change(before[name], after[name])) for name in before]
+    known = sorted(((n, c) for n, c in changes if math.isfinite(c)), key=lambda pair: -abs(pair[1]))
+    return Verdict(
+        [pair for pair in known if pair[1] < 0],
+        [pair for pair in known if pair[1] > 0],
+        [pair for pair in known if pair[1] == 0],
+    )
+
+
+def headline(comparison: Comparison) -> str:
+    """The cards, and what they say in words."""
+    plain, surgery = comparison.arms
+    before, after = plain.evaluation.error, surgery.evaluation.error
+    found = verdict(comparison)
+    total = sum(len(part) for part in found)
+    cards = [
+        _card(
+            "Mean test error",
+            f"{text.error(before)} <span>→</span> {text.error(after)}",
+            f"{escaped(plain.label)} → {escaped(surgery.label)}; 0 is perfect",
+        ),
+        _card("Columns that got better", f"{len(found.better)} <span>of {total}</span>", _most(found.better)),
+        _card("Columns that got worse", f"{len(found.worse)} <span>of {total}</span>", _most(found.worse)),
+        _card("Strongest by weakest pull", *_pulls(comparison)),
+    ]
+    return f'<div class="cards">{"".join(cards)}</div><p>{_sentence(comparison, found)}</p>'
+
+
+def _card(title: str, figure: str, note: str) -> str:
+    return f'<div class="card"><h3>{title}</h3><p class="figure">{figure}</p><p class="note">{note}</p></div>'
+
+
+def _most(changes: Sequence[tuple[str, float]]) -> str:
+    if not changes:
+        return "none"
+    name, difference = changes[0]
+    return f"most: {escaped(text.shortened(name, 24))} ({text.change(0.0, difference)})"
+
+
+def _pulls(comparison: Comparison) -> tuple[str, str]:
+    """The imbalance at the end of each training."""
+    ends = [imbalance(next(iter(arm.conflicts.values())).pulls)[-1] for arm in comparison.arms]
+    plain, surgery = (text.times(end) if not math.isfinite(end) else f"{text.times(end)}×" for end in ends)
+    return f"{plain} <span>→</span> {surgery}", "how unequally columns pull at the end of training"
+
+
+def _sentence(comparison: Comparison, found: Verdict) -> str:
+    before, after = (arm.evaluation.error for arm in comparison.arms)
+    label = f"<strong>{escaped(comparison.surgery.label)}</strong>"
+    if round(after, 3) < round(before, 3):
+        start = f"{label} lowers the mean test error by {text.share(1 - after / before)}."
+    elif round(after, 3) > round(before, 3):
+        start = f"{label} <strong>raises</strong> the mean test error: on this table the plain sum does better."
+    else:
+        start = f"{label} leaves the mean test error as it is."
+    worse = ""
+    if found.worse:
+        names = ", ".join(f"{escaped(name)} ({text.change(0.0, by)})" for name, by in found.worse[:WORSE_NAMED])
+        more = len(found.worse) - WORSE_NAMED
+        more_of_them = f" and {more} more" if more > 0 else ""
+        start_of_list = "It pays for that with columns that got worse" if found.better else "Worse"
+        worse = f" {start_of_list}: {names}{more_of_them}."
+    elif found.better:
+        worse = " No column got worse."
+    return (
+        f"{start}{worse} Errors that are equal in three decimals count as equal. Each number is from one training, "
+        "so small differences are chance: another seed moves them."
+    )
