@@ -1,6 +1,7 @@
 """Variational autoencoders for tables whose columns are of different kinds, with none overlooked.
 
-Each column's log-likelihood is one loss; the decoder's last shared feature is what they fight over.
+Each column's log-likelihood is one loss; the decoder's last shared feature is what they fight over. The tool is
+``HeterogeneousVAE``, a scikit-learn estimator; ``fit`` and ``fit_seeds`` train by hand.
 
 Example:
     >>> import gradsurgery as gs, pandas as pd
@@ -10,6 +11,8 @@ Example:
     >>> sorted(run.evaluate().errors)
     ['age', 'smokes']
 """
+
+from typing import TYPE_CHECKING, Any
 
 try:
     import pandas as _pandas  # noqa: F401
@@ -48,6 +51,9 @@ from .stacked import fit_seeds
 from .table import Split, Table
 from .training import fit
 
+if TYPE_CHECKING:
+    from .estimator import HeterogeneousVAE
+
 __all__ = [
     "HIVAE",
     "IWAE",
@@ -62,6 +68,7 @@ __all__ = [
     "Evaluation",
     "Exponential",
     "Gamma",
+    "HeterogeneousVAE",
     "Hurdle",
     "LatentModel",
     "Likelihood",
@@ -80,3 +87,12 @@ __all__ = [
     "fit_seeds",
     "save_figure",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The estimator needs scikit-learn, which nothing else here does: it is imported when it is asked for."""
+    if name == "HeterogeneousVAE":
+        from .estimator import HeterogeneousVAE
+
+        return HeterogeneousVAE
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
