@@ -3,7 +3,8 @@
 The table is statsmodels's anes96: 944 voters of 1996, 11 columns, most of them answers on scales of seven points.
 The error of a column is measured on its hidden cells alone: root mean squared error over the range for numbers, share
 of wrong answers for categories. The VAE has two latent values rather than half as many as columns: a cell is to be
-predicted from the others, not remembered. Needs: pip install gradsurgery[vae]
+predicted from the others, not remembered. That and its batches of 32 rows were chosen on other hidden cells than the
+ones of the figures below. Needs: pip install gradsurgery[vae]
 
     python examples/impute_anes96.py --seeds 3
 
@@ -22,11 +23,11 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.experimental import enable_iterative_imputer  # noqa: F401
 from sklearn.impute import IterativeImputer
 
-from gradsurgery.integrations.vae import Schema
-from gradsurgery.integrations.vae.estimator import HeterogeneousVAE
+from gradsurgery.integrations.vae import HeterogeneousVAE, Schema
 
 HIDDEN = 0.2
 POOLED = 20
+FIRST_SEED = 10  # settings were chosen on the ones before
 
 
 def mean_or_mode(frame: pd.DataFrame, schema: Schema) -> pd.DataFrame:
@@ -124,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
     truth = statsmodels.datasets.anes96.load_pandas().data
     schema = Schema.infer(truth)
     results = []
-    for seed in range(options.seeds):
+    for seed in range(FIRST_SEED, FIRST_SEED + options.seeds):
         hidden = np.random.default_rng(seed).random(truth.shape) < HIDDEN
         restored = restore(truth.mask(hidden), schema, seed, options.epochs)
         results.append(pd.DataFrame({name: errors(truth, found, hidden, schema) for name, found in restored.items()}))

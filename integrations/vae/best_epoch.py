@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,9 +38,10 @@ class BestEpoch:
         self._state: dict[str, Any] = {}
 
     def record(self, model: nn.Module, epoch: Epoch) -> None:
-        """Adds an epoch; copies the model's state if it is the first or has the smallest error so far."""
+        """Adds an epoch; copies the model's state if it has the smallest error so far, any number before NaN."""
         self.history.append(epoch)
-        if not self._state or epoch.validation_error < self.history[self.index].validation_error:
+        new, best = epoch.validation_error, self.history[self.index].validation_error
+        if not self._state or new < best or (math.isnan(best) and not math.isnan(new)):
             self.index = len(self.history) - 1
             self._state = copy.deepcopy(model.state_dict())
 

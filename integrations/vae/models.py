@@ -9,12 +9,10 @@ import torch
 import gradsurgery as gs
 
 from .encoding import Encoding
-
 from .hivae import HIVAE
 from .importance import IWAE, DReG
 from .latent_model import LatentModel
 from .model import VAE
-
 from .stacked_hivae import StackedHIVAE
 from .stacked_importance import StackedDReG, StackedIWAE
 from .stacked_model import Stack, StackedVAE

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import torch
+
 import gradsurgery as gs
 
 from .best_epoch import BestEpoch, Epoch
 from .evaluation import column_errors, reconstruct
+from .identity import describe_method
 from .models import ModelName
 from .preparation import Prepared, Settings, check_integer, prepare
 from .progress import progress_bar
@@ -18,7 +22,7 @@ from .run import Run
 from .stacked_checkpoint import Checkpoint, training_identity
 from .stacked_loop import StackedLoop
 from .stacked_state import StackedState
-from .table import Table
+from .table import FEWEST_ROWS, Table
 
 
 def fit_seeds(
@@ -33,6 +37,7 @@ def fit_seeds(
     learning_rate: float = 1e-3,
     hidden_size: int | None = None,
     latent_size: int | None = None,
+    device: str | torch.device | None = None,
     progress: bool = False,
     title: str = "fit",
     checkpoint: str | Path | None = None,
@@ -84,6 +89,7 @@ def fit_seeds(
         learning_rate=learning_rate,
         hidden_size=hidden_size,
         latent_size=latent_size,
+        device=device,
         progress=progress,
         title=title,
         checkpoint=checkpoint,
@@ -106,10 +112,8 @@ def fit_stacked(
     settings.check(caller)
     _check_seeds(caller, seeds)
     tables = _one_a_seed(caller, table, len(seeds))
-    methods = [gs.Sum() if build_method is None else build_method(seed) for seed in seeds]
-    _check_methods(caller, methods)
-    parts = zip(tables, methods, seeds, strict=True)
-    built = [prepare(own, method, settings, seed) for own, method, seed in parts]
+    methods = _methods(caller, build_method, seeds)
+    built = _prepared(caller, tables, methods, settings, seeds)
     bests = [BestEpoch() for _ in built]
     loop = StackedLoop(caller, built, seeds, settings)
     state = StackedState(loop, [own.model for own in built], bests)
@@ -125,7 +129,7 @@ def fit_stacked(
             bar.update()
     for own, best in zip(built, bests, strict=True):
         best.restore(own.model)
-        own.model.eval()
+        own.model.eval().cpu()
     return [
         Run(own.model, own.table, own.encoding, own.split, tuple(best.history), best.index)
         for own, best in zip(built, bests, strict=True)
@@ -134,6 +138,8 @@ def fit_stacked(
 
 def _validation_error(own: Prepared) -> float:
     found = reconstruct(own.model, own.validation.features)
+    if found.isnan().any():  # of broken weights: the mean would leave those columns out
+        return math.nan
     return float(column_errors(own.table, own.split.validation, found).nanmean())
 
 
@@ -151,6 +157,11 @@ def _one_a_seed(caller: str, table: Table | Sequence[Table], seeds: int) -> list
             raise TypeError(
                 f"{caller}: `table` must be a Table, got {type(own).__name__}. Use Table.from_frame(frame)."
             )
+    if len(tables[0]) < FEWEST_ROWS:
+        raise ValueError(
+            f"{caller}: `table` must have at least {FEWEST_ROWS} rows, got {len(tables[0])}. "
+            "Fewer cannot be split into training, validation and test rows."
+        )
     if len(tables) != seeds:
         raise ValueError(f"{caller}: `table` must be one table, or one a seed ({seeds}), got {len(tables)}.")
     if any(own.schema != tables[0].schema or len(own) != len(tables[0]) for own in tables):
@@ -161,18 +172,56 @@ def _one_a_seed(caller: str, table: Table | Sequence[Table], seeds: int) -> list
 def _check_seeds(caller: str, seeds: Sequence[int]) -> None:
     if not isinstance(seeds, Sequence):
         raise TypeError(f"{caller}: `seeds` must be a sequence of integers, got {seeds!r}. Try range(5).")
-    if not seeds or len(set(seeds)) != len(seeds):
-        raise ValueError(f"{caller}: `seeds` must be different and at least one, got {list(seeds)}. Try range(5).")
     for seed in seeds:
         check_integer(caller, "seed", seed, 0)
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise ValueError(f"{caller}: `seeds` must be different and at least one, got {list(seeds)}. Try range(5).")
+
+
+def _prepared(
+    caller: str, tables: Sequence[Table], methods: Sequence[gs.Aggregator], settings: Settings, seeds: Sequence[int]
+) -> list[Prepared]:
+    built = []
+    for own, method, seed in zip(tables, methods, seeds, strict=True):
+        try:
+            built.append(prepare(own, method, settings, seed))
+        except ValueError as error:
+            if len(seeds) == 1:
+                raise
+            raise ValueError(f"{caller}: with seed {seed}, {error}") from error
+    return built
+
+
+def _methods(
+    caller: str, build_method: Callable[[int], gs.Aggregator] | None, seeds: Sequence[int]
+) -> list[gs.Aggregator]:
+    if build_method is None:
+        return [gs.Sum() for _ in seeds]
+    # An aggregator is callable too, with a Jacobian.
+    if isinstance(build_method, gs.Aggregator) or not callable(build_method):
+        raise TypeError(
+            f"{caller}: `build_method` must be a function of the seed, got {build_method!r}. "
+            "Try lambda seed: gs.UPGrad()."
+        )
+    methods = [build_method(seed) for seed in seeds]
+    if all(isinstance(method, gs.Aggregator) for method in methods):  # else the impartiality block tells
+        _check_methods(caller, methods)
+    return methods
 
 
 def _check_methods(caller: str, methods: Sequence[gs.Aggregator]) -> None:
     kinds = sorted({type(method).__name__ for method in methods})
     if len(kinds) > 1:
         raise ValueError(f"{caller}: `build_method` must make one kind of method, got {', '.join(kinds)}.")
-    if len({id(method) for method in methods}) < len(methods):
+    parts = [id(part) for method in methods for part in method.modules()]
+    if len(set(parts)) < len(parts):
         raise ValueError(
             f"{caller}: `build_method` must make a new method for each seed, got the same one again. "
             "What it learns belongs to one run."
+        )
+    options = sorted(set(map(describe_method, methods)))
+    if len(options) > 1:
+        raise ValueError(
+            f"{caller}: `build_method` must make methods with the same options, got {' and '.join(options[:2])}. "
+            "Use the seed for random ones alone."
         )

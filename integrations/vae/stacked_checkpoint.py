@@ -139,7 +139,7 @@ def training_seconds(path: str | Path) -> float:
 
 def _read(caller: str, path: Path) -> dict[str, Any]:
     try:
-        content = torch.load(path, weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
         content = None
     if not isinstance(content, dict) or content.get("format") != FORMAT:

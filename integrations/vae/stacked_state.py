@@ -64,6 +64,8 @@ class StackedState:
             model.load_state_dict({**model.state_dict(), **own})
         for best, own in zip(self.bests, state["bests"], strict=True):
             best.load_state_dict(own)
+        if self.loop.captured is not None:
+            self.loop.captured.forget()
 
 
 def _beside_weights(model: nn.Module) -> dict[str, Any]:

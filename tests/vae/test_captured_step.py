@@ -1,7 +1,9 @@
 """Steps that are recorded once and replayed, as a GPU does it; on the CPU a recording of operations is the graph."""
 
 import functools
+import inspect
 import itertools
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -16,14 +18,15 @@ from torch.utils._pytree import tree_leaves
 import gradsurgery as gs
 from gradsurgery.aggregators import host as placement
 from gradsurgery.integrations.vae import Run, Table, fit
-from gradsurgery.integrations.vae import captured_step as capturing
 from gradsurgery.integrations.vae import stacked_surgery as surgery
 from gradsurgery.integrations.vae.captured_method import is_capturable, solve_in_place
-from gradsurgery.integrations.vae.captured_step import WARM_UP, CapturedStep
+from gradsurgery.integrations.vae.captured_step import WARM_UP, CapturedStep, CudaGraphs
 from gradsurgery.integrations.vae.methods import build_method
 from gradsurgery.integrations.vae.models import MODELS, ModelName
 from gradsurgery.integrations.vae.preparation import Settings, prepare
+from gradsurgery.integrations.vae.stacked import fit_seeds
 from gradsurgery.integrations.vae.stacked_loop import StackedLoop
+from gradsurgery.integrations.vae.stacked_state import StackedState
 from gradsurgery.integrations.vae.stacked_surgery import StackedBlocks
 
 SEEDS = (0, 3)
@@ -243,6 +246,65 @@ def test_batches_of_another_size_are_not_recorded() -> None:
     assert int(total) == 4 * (5 * 16 + 9 + 4)
 
 
+def test_a_training_that_goes_on_records_anew(table: Table) -> None:
+    """What is loaded stands in other tensors than those that were recorded."""
+    recorder = Recorder()
+    loop = build(table, "lossbalancer", "vae", recorder)
+    state = StackedState(loop, loop.stack.models, [])  # type: ignore[attr-defined]
+    loop.train_epoch()
+    before = state.state_dict()
+    losses, expected = loop.train_epoch(), content(loop)
+    state.load_state_dict(before)
+    assert loop.train_epoch() == losses
+    assert_same(content(loop), expected)
+    assert recorder.recorded == 2
+
+
+class FakeStream:
+    def __init__(self, name: str, calls: list[str]) -> None:
+        self.name, self.calls, self.device = name, calls, torch.device("cuda", 0)
+
+    def wait_stream(self, other: "FakeStream") -> None:
+        self.calls.append(f"{self.name} waits for {other.name}")
+
+
+class FakeGraph:
+    def __init__(self, calls: list[str]) -> None:
+        self.calls = calls
+
+    def register_generator_state(self, generator: torch.Generator) -> None:
+        warnings.warn("this happens by itself", stacklevel=2)
+        self.calls.append("registers")
+
+    def replay(self) -> None:
+        self.calls.append("replays")
+
+
+def test_cuda_graphs_are_recorded_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order that torch asks for; its calls are stand-ins, with the arguments that it takes."""
+    calls: list[str] = []
+    side, outside, graph = FakeStream("side", calls), FakeStream("outside", calls), FakeGraph(calls)
+    inspect.signature(torch.cuda.graph).bind(graph, stream=side)
+
+    @contextmanager
+    def within(what: str) -> Iterator[None]:
+        calls.append(f"enters {what}")
+        yield
+        calls.append(f"leaves {what}")
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: side)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: outside)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: within(stream.name))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda own, stream: within(f"capture on {stream.name}"))
+    graphs = CudaGraphs(torch.device("cuda"), [torch.Generator()])
+    with graphs.aside():
+        warnings.warn("This instance was constructed with capturable=True, but", stacklevel=1)
+        graphs.record(lambda: calls.append("steps"))()
+    capture = ["registers", "enters capture on side", "steps", "leaves capture on side", "replays"]
+    assert calls == ["side waits for outside", "enters side", *capture, "leaves side", "outside waits for side"]
+
+
 # --- methods -----------------------------------------------------------------------------------------------------
 
 
@@ -292,6 +354,7 @@ def numbers(run: Run) -> list[Any]:
 
 def test_no_device_is_the_cpu(table: Table) -> None:
     runs = [fit(table, gs.LossBalancer(), epochs=2, device=device) for device in (None, "cpu", torch.device("cpu"))]
+    runs += fit_seeds(table, lambda seed: gs.LossBalancer(), seeds=[0], epochs=2, device="cpu")
     for run in runs[1:]:
         assert_same(numbers(runs[0]), numbers(run))
 
@@ -331,7 +394,7 @@ def test_a_gpu_trains(table: Table, model: ModelName, name: str) -> None:
     eager, captured = build(table, name, model, device=gpu), build(table, name, model, device=gpu)
     assert all(blocks.is_capturable is (name in CAPTURABLE) for blocks in captured.stack.surgery)
     if name in CAPTURABLE:
-        captured.captured = CapturedStep(captured.step, capturing.CudaGraphs(gpu, captured.drawing))
+        captured.captured = CapturedStep(captured.step, CudaGraphs(gpu, captured.drawing))
     losses = [[loop.train_epoch() for _ in range(EPOCHS)] for loop in (eager, captured)]
     torch.testing.assert_close(*[torch.tensor(own) for own in losses], rtol=1e-4, atol=1e-4)
     run = fit(table, build_method(name), model=model, epochs=EPOCHS, batch_size=BATCH, device="cuda")

@@ -1,6 +1,7 @@
 """Seeds that are trained together become what each becomes alone."""
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,6 +31,7 @@ from gradsurgery.integrations.vae import (
     Table,
     ZeroTruncatedPoisson,
     fit,
+    stacked,
 )
 from gradsurgery.integrations.vae.best_epoch import BestEpoch, Epoch
 from gradsurgery.integrations.vae.evaluation import column_errors, reconstruct
@@ -312,6 +314,10 @@ def test_diverging_seeds_and_columns_are_named(table: Table) -> None:
         (ValueError, {"seeds": [1, 1]}, r"fit_seeds: `seeds` must be different and at least one, got \[1, 1\]"),
         (TypeError, {"seeds": 5}, r"fit_seeds: `seeds` must be a sequence of integers, got 5\. Try range\(5\)"),
         (ValueError, {"seeds": [0, -1]}, r"`seed` must be at least 0, got -1"),
+        (TypeError, {"seeds": [[0], [1]]}, r"fit_seeds: `seed` must be an integer, got \[0\]"),
+        (TypeError, {"build_method": gs.UPGrad()}, r"`build_method` must be a function of the seed, got UPGrad\(\)"),
+        (TypeError, {"build_method": "upgrad"}, r"`build_method` must be a function of the seed, got 'upgrad'"),
+        (TypeError, {"build_method": str}, r"`aggregator` must be an aggregator such as gs\.PCGrad\(\), got '0'"),
         (ValueError, {"epochs": 0}, r"`epochs` must be at least 1, got 0"),
         (ValueError, {"learning_rate": 0.0}, r"fit_seeds: `learning_rate` must be positive and finite, got 0\.0"),
     ],
@@ -329,6 +335,37 @@ def test_methods_must_be_new_and_of_one_kind(table: Table) -> None:
         fit_seeds(table, lambda seed: shared, seeds=(0, 1))
     with pytest.raises(ValueError, match="must make one kind of method, got Sum, UPGrad"):
         fit_seeds(table, lambda seed: gs.UPGrad() if seed else gs.Sum(), seeds=(0, 1))
+    with pytest.raises(ValueError, match="must make a new method for each seed"):
+        fit_seeds(table, lambda seed: gs.Chain(shared, gs.PCGrad()), seeds=(0, 1))
+    with pytest.raises(ValueError, match=r"the same options, got FairGrad\(alpha=1\.0\) and FairGrad\(alpha=2\.0\)"):
+        fit_seeds(table, lambda seed: gs.FairGrad(alpha=seed + 1.0), seeds=(0, 1))
+
+
+def test_what_is_wrong_with_one_seed_is_told_with_the_seed(table: Table) -> None:
+    values = table.values.clone()
+    values[table.split(3).train, table.schema.names.index("income")] = torch.nan
+    partly = Table(table.schema, values)
+    with pytest.raises(ValueError, match="fit_seeds: with seed 3, Encoding: column 'income' must have an observed"):
+        fit_seeds(partly, seeds=(0, 3), epochs=1)
+    with pytest.raises(ValueError, match="^Encoding: column 'income'"):
+        fit_seeds(partly, seeds=[3], epochs=1)
+    with pytest.raises(ValueError, match="fit_seeds: `table` must have at least 10 rows, got 9"):
+        fit_seeds(Table(table.schema, table.values[:9]), seeds=[0])
+
+
+def test_an_epoch_of_broken_weights_is_not_the_best(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where the columns that are not broken err less."""
+    found = iter([torch.nan, 0.0, torch.nan])
+
+    def broken(model: Any, features: torch.Tensor) -> torch.Tensor:
+        cells = table.values[table.split(0).validation].nan_to_num()  # right, but for a column
+        cells[:, table.schema.names.index("income")] = next(found)
+        return cells
+
+    monkeypatch.setattr(stacked, "reconstruct", broken)
+    (run,) = fit_seeds(table, seeds=[0], epochs=3)
+    assert [math.isnan(epoch.validation_error) for epoch in run.history] == [True, False, True]
+    assert run.best_epoch == 1
 
 
 def test_progress_shows_medians(table: Table, capsys: pytest.CaptureFixture[str]) -> None:
