@@ -41,6 +41,7 @@ bench: $(READY)  ## measure; writes JSON under benchmarks/results
 	$(BIN)/python benchmarks/weights.py
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/ranks.py
+	$(BIN)/python benchmarks/seeds.py
 
 build: $(READY)  ## a wheel under dist
 	$(BIN)/python -m build --wheel --no-isolation

@@ -1,8 +1,8 @@
 """The models on four published tables, with the plain sum and with the default method, beside the published errors.
 
 The tables are not part of the repository: Adult and Wine Quality are UCI's, as HI-VAE distributes them, diamonds is
-ggplot2's and rwm5yr that of R's package COUNT. Give each a folder with ``data.csv`` and ``schema.json`` and train with
-the experiment, whose records are collected here:
+ggplot2's and rwm5yr that of R's package COUNT. Give each a folder with ``data.csv`` and ``schema.json``, and train
+with the experiment, whose records are collected here:
 
     python -m gradsurgery.integrations.vae.experiment --data FOLDER ... --model vae --epochs 400 --out runs/vae/tables
     python benchmarks/vae_tables.py runs/vae/tables

@@ -88,7 +88,8 @@ def test_readme_code_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_readme_links_and_pictures_exist() -> None:
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"):
+    pages = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md")
+    for page in (*pages, *(ROOT / "docs").glob("*.md")):
         targets = re.findall(r"\]\(([^)#\s]+)\)", page.read_text())
         for target in targets:
             assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name}: {target}"

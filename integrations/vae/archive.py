@@ -21,7 +21,7 @@ DATE = (1980, 1, 1, 0, 0, 0)
 # What a damaged file makes the readers raise.
 DAMAGE = (
     zipfile.BadZipFile, zlib.error, KeyError, ValueError, TypeError, IndexError, EOFError, OSError, RuntimeError,
-    NotImplementedError, AttributeError,
+    NotImplementedError, AttributeError, MemoryError,
 )  # fmt: skip
 
 
@@ -54,13 +54,15 @@ def write_archive(path: str | Path, document: Mapping[str, Any], arrays: Mapping
 
 
 def read_archive(path: str | Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """The document and the arrays of a file; nothing in it is executed.
+    """The document and the arrays of a file; nothing in it is executed, nor anything compressed unpacked.
 
     Raises:
         FileNotFoundError: there is no such file.
         Exception: one of :data:`DAMAGE`, if the file is another one or damaged.
     """
     with zipfile.ZipFile(path) as file:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()):
+            raise ValueError("compressed")  # a small file could fill the memory
         document = json.loads(file.read(DOCUMENT))
         names = [name for name in file.namelist() if name.endswith(".npy")]
         arrays = {

@@ -129,13 +129,13 @@ def decode_cells(values: Floats, column: Column) -> pd.Series:
     """The inverse of :func:`encode_cells`: original labels and dtype; NaN becomes missing.
 
     Numbers of a count column or of an integer dtype are rounded, those beyond an integer dtype moved to its
-    end. Where the dtype has no missing value (numpy's integers and booleans) but a cell is missing, pandas's
-    nullable twin is used.
+    end; booleans that are modelled as numbers become float64, since a boolean of .3 would be True. Where the
+    dtype has no missing value (numpy's integers and booleans) but a cell is missing, pandas's nullable twin is used.
     """
     missing = np.isnan(values)
     if column.discrete:
         return _decode_labels(values, missing, column)
-    dtype = column.dtype or "float64"
+    dtype = "float64" if column.dtype in (None, "bool", "boolean") else column.dtype
     whole = column.kind == "count" or "int" in dtype.lower()
     cells = _within(np.rint(values), dtype) if whole else values
     if not missing.any():

@@ -43,7 +43,7 @@ class ConflictRecorder(gs.GramianAggregator):
 
     Guarantees:
         transparent: weights, directions and draws are those of the method alone.
-        batched: leading dimensions are separate problems with records of their own.
+        batched: leading dimensions of a Gramian are separate problems with records of their own.
         state_round_trip: the record, and the method's state.
 
     Args:

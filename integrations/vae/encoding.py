@@ -140,7 +140,8 @@ class Encoding:
 
         Raises:
             ValueError: the schema is another one, or a positive column has zeros (or less), or a ``beta``
-                column zeros or ones, that the table of the training rows did not have.
+                column zeros or ones, that the table of the training rows did not have, or a number is too far from
+                the training rows' for float32.
         """
         if table.schema != self.schema:
             raise ValueError(
@@ -156,6 +157,11 @@ class Encoding:
                 raise ValueError(_message_of_ends(column))
             scaled.append(torch.where(observed, target, 0.0))
             features.append(torch.where(observed[:, None], inputs[d].encode(values, self._inputs[d]), 0.0))
+            if not (scaled[d].float().isfinite().all() and features[d].float().isfinite().all()):
+                raise ValueError(
+                    f"Encoding: column {column.name!r} must hold numbers that float32 can, once scaled, got "
+                    f"{values[values.abs().argmax()]:g}. Correct it, or make it missing."
+                )
         return Batch(torch.cat(features, dim=1).float(), torch.stack(scaled, dim=1).float(), table.observed.clone())
 
 

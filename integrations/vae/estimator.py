@@ -18,7 +18,7 @@ try:
     from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
     from sklearn.utils.validation import check_is_fitted
 
-    from .estimator_input import as_frame, as_given, check_number
+    from .estimator_input import as_frame, as_given, check_number, unnamed, whole
 except ImportError as error:
     raise ImportError(
         f"HeterogeneousVAE: scikit-learn must be installed in version 1.6 or later, got: {error}. "
@@ -137,16 +137,21 @@ class HeterogeneousVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
                 f"{NAME}: `X` must have at least {FEWEST_ROWS} rows, got {len(frame)} sample(s): n_samples = "
                 f"{len(frame)}. Fewer cannot be split into training, validation and test rows."
             )
+        for name in ("hidden_size", "latent_size"):
+            if getattr(self, name) is not None:
+                check_number(NAME, name, getattr(self, name))
         seed = seed_of(self.random_state, NAME)
         table = Table.from_frame(frame, schema_for(frame, self.schema, NAME))
-        sizes: dict[str, Any] = {name: getattr(self, name) for name in ("rescale", "hidden_size", "latent_size")}
+        sizes: dict[str, Any] = {
+            name: whole(getattr(self, name)) for name in ("rescale", "hidden_size", "latent_size")
+        }
         self.run_ = fit(
             table,
             aggregator_for(self.method, seed, NAME),
             model=self.model,
             **sizes,
-            epochs=self.epochs,
-            batch_size=self.batch_size,
+            epochs=whole(self.epochs),
+            batch_size=whole(self.batch_size),
             learning_rate=self.learning_rate,
             seed=seed,
             progress=self.progress,
@@ -210,7 +215,7 @@ class HeterogeneousVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         check_number(NAME, "n", n)
         rows = prior_rows(self.model_, n, self._generator(random_state))
         frame = Table(self.schema_, rows).to_frame()
-        return frame[list(getattr(self, "feature_names_in_", frame.columns))]
+        return frame[list(getattr(self, "feature_names_in_", unnamed(self.n_features_in_)))]
 
     def score(self, X: Any, y: object = None) -> float:
         """Minus the mean of the columns' errors; 0 is perfect. Training keeps the epoch that is best by it.

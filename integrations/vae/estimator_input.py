@@ -20,10 +20,15 @@ def as_frame(estimator: Any, X: Any, *, reset: bool) -> pd.DataFrame:
         reset: Whether this is ``fit``.
 
     Raises:
-        TypeError: ``X`` is no table, or only some of its columns are named by strings.
+        TypeError: ``X`` is no table, a masked array, or only some of its columns are named by strings.
         ValueError: there is no row, or the columns are not those of ``fit``.
     """
     owner = type(estimator).__name__
+    if isinstance(X, np.ma.MaskedArray):
+        raise TypeError(
+            f"{owner}: `X` must mark missing cells by NaN, got a masked array, whose mask would be lost. "
+            "Pass X.astype(float).filled(numpy.nan)."
+        )
     if isinstance(X, pd.DataFrame):
         if all(isinstance(name, str) for name in X.columns):
             check_frame(X, owner, "X")
@@ -35,8 +40,12 @@ def as_frame(estimator: Any, X: Any, *, reset: bool) -> pd.DataFrame:
         frame = pd.DataFrame(array).infer_objects()
     if frame.empty:
         raise ValueError(f"{owner}: `X` must have at least one row, got n_samples = 0. Check how it was read.")
-    unnamed = [f"x{d}" for d in range(frame.shape[1])]
-    return frame.set_axis(list(getattr(estimator, "feature_names_in_", unnamed)), axis=1)
+    return frame.set_axis(list(getattr(estimator, "feature_names_in_", unnamed(frame.shape[1]))), axis=1)
+
+
+def unnamed(columns: int) -> list[str]:
+    """The names of columns that have none: x0, x1, ..."""
+    return [f"x{d}" for d in range(columns)]
 
 
 def as_given(X: Any, frame: pd.DataFrame) -> pd.DataFrame:
@@ -44,6 +53,11 @@ def as_given(X: Any, frame: pd.DataFrame) -> pd.DataFrame:
     if not isinstance(X, pd.DataFrame):
         return frame
     return frame[list(X.columns)] if set(X.columns) == set(frame.columns) else frame.set_axis(X.columns, axis=1)
+
+
+def whole(value: Any) -> Any:
+    """A NumPy integer, as grids of parameters hold them, as Python's."""
+    return int(value) if isinstance(value, np.integer) else value
 
 
 def check_number(owner: str, argument: str, value: object) -> None:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .cells import decode_cells
+from .column import Label
 from .evaluation import ROWS_AT_ONCE
 from .latent_model import LatentModel
 from .table import Table
@@ -43,7 +44,8 @@ def fill_missing(frame: pd.DataFrame, table: Table, cells: Tensor) -> pd.DataFra
     """The frame with cells in place of its missing ones; all others, index and order stay as they are.
 
     A column keeps its dtype if that can hold what is filled in; else, or if nothing is observed, it gets the
-    dtype of the table the schema was inferred from. A categorical column gets the categories it lacks.
+    dtype of the table the schema was inferred from. A categorical column gets the categories it lacks behind
+    its own, an ordered one in the order of the schema's labels if its own are in that order too.
 
     Args:
         frame: The rows.
@@ -65,7 +67,7 @@ def fill_missing(frame: pd.DataFrame, table: Table, cells: Tensor) -> pd.DataFra
         missing = ~table.observed[:, d].numpy()
         if missing.any():
             found = decode_cells(cells[:, d].double().numpy()[missing], column)
-            filled[column.name] = _filled(frame[column.name], missing, found)
+            filled[column.name] = _filled(frame[column.name], missing, found, column.labels or ())
     return pd.DataFrame(filled, index=frame.index)
 
 
@@ -74,10 +76,14 @@ def _cells(model: LatentModel, latent: Tensor, generator: torch.Generator) -> Te
     return torch.stack([likelihood.sample(eta, generator).double() for likelihood, eta in parameters], dim=1)
 
 
-def _filled(series: pd.Series, missing: NDArray[np.bool_], found: pd.Series) -> pd.Series:
+def _filled(series: pd.Series, missing: NDArray[np.bool_], found: pd.Series, labels: tuple[Label, ...]) -> pd.Series:
     if isinstance(series.dtype, pd.CategoricalDtype):
-        lacking = [label for label in found.unique().tolist() if label not in series.cat.categories]
-        dtype = series.cat.add_categories(lacking).dtype if lacking else series.dtype
+        own = series.cat.categories.tolist()
+        lacking = [label for label in found.unique().tolist() if label not in own]
+        in_place = [label for label in labels if label in own or label in lacking]
+        agree = series.cat.ordered and [label for label in in_place if label in own] == own
+        dtype = pd.CategoricalDtype(in_place if agree else own + lacking, series.dtype.ordered)
+        dtype = dtype if lacking else series.dtype
     else:
         dtype = series.dtype if not missing.all() and _holds(series.dtype, found) else found.dtype
     cells = series.astype(object).to_numpy(copy=True)

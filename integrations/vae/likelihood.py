@@ -37,7 +37,7 @@ class Likelihood(ABC):
 
     @abstractmethod
     def mode(self, eta: Tensor) -> Tensor:
-        """The most likely value, in original units."""
+        """The most likely value, in original units; of a density, in a scale where it has its peak inside."""
 
     @abstractmethod
     def sample(self, eta: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -36,12 +36,19 @@ class Settings:
 
     def check(self, caller: str) -> None:
         """Raises unless all are fit for a run."""
-        if self.model not in MODELS:
+        if not isinstance(self.model, str) or self.model not in MODELS:
             raise ValueError(
                 f"{caller}: `model` must be among {', '.join(MODELS)}, got {self.model!r}. Check the spelling."
             )
         check_integer(caller, "epochs", self.epochs, 1)
         check_integer(caller, "batch_size", self.rows_a_step, 2)
+        for name, size in (("hidden_size", self.hidden_size), ("latent_size", self.latent_size)):
+            if size is not None:
+                check_integer(caller, name, size, 1)
+        if not isinstance(self.rescale, bool):
+            raise TypeError(f"{caller}: `rescale` must be True or False, got {self.rescale!r}. Pass one of them.")
+        if isinstance(self.learning_rate, bool) or not isinstance(self.learning_rate, int | float):
+            raise TypeError(f"{caller}: `learning_rate` must be a number, got {self.learning_rate!r}. Try 1e-3.")
         if not 0 < self.learning_rate < float("inf"):
             raise ValueError(
                 f"{caller}: `learning_rate` must be positive and finite, got {self.learning_rate}. Try 1e-3."
@@ -143,7 +150,7 @@ def _parts(batch: Batch, split: Split) -> tuple[Batch, Batch]:
     training, validation = batch.select(split.train), batch.select(split.validation)
     if not validation.observed.any():
         raise ValueError(
-            f"fit: `table` must have an observed cell among its validation rows, got {len(validation)} rows "
+            f"Table: `table` must have an observed cell among its validation rows, got {len(validation)} rows "
             "without. Drop empty rows, or split by another `seed`."
         )
     return training, validation

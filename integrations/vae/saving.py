@@ -88,6 +88,8 @@ def load_estimator(estimator: HeterogeneousVAE, path: str | Path) -> Heterogeneo
         raise _unreadable(path, f"another one or a damaged one ({error})") from error
     if found[0] != FORMAT:
         raise _unreadable(path, f"one of format {found[0]!r}")
+    if not isinstance(found[1], int) or found[1] < 1:
+        raise _unreadable(path, f"one of version {found[1]!r}")
     if found[1] != VERSION:
         raise ValueError(
             f"HeterogeneousVAE: `path` must be a file of version {VERSION} or earlier, got version {found[1]!r} in "
@@ -116,11 +118,28 @@ def _restored(
     estimator._network = dict(document["network"])
     estimator.model_ = fitted_model(estimator._network, encoding, weights)
     estimator.ranges_ = np.array(document["ranges"], dtype=np.float64)
+    _check_consistency(estimator, document["feature_names_in"])
     estimator.history_ = tuple(Epoch(*figures) for figures in document["history"])
     estimator.n_features_in_ = len(estimator.schema_)
     if document["feature_names_in"] is not None:
         estimator.feature_names_in_ = np.array(document["feature_names_in"], dtype=object)
     return estimator
+
+
+def _check_consistency(estimator: HeterogeneousVAE, names: list[str] | None) -> None:
+    """Raises where parts of a file are not of one estimator, which would show in wrong numbers later on if at all."""
+    schema, encoding = estimator.schema_, estimator.encoding_
+    if encoding.inputs != estimator.model_.inputs:
+        raise ValueError(f"inputs must be {estimator.model_.inputs!r}, got {encoding.inputs!r}")
+    if names is not None and sorted(names) != sorted(schema.names):
+        raise ValueError(f"feature_names_in must be {', '.join(schema.names)}, got {names}")
+    if not len(encoding._inputs) == len(estimator.ranges_) == len(schema):
+        raise ValueError(f"ranges and input_statistics must be of {len(schema)} columns")
+    if not (estimator.ranges_ > 0).all():
+        raise ValueError("ranges must be positive")
+    numbers = [torch.tensor(encoding._inputs, dtype=torch.float64), *estimator.model_.state_dict().values()]
+    if not all(tensor.isfinite().all() for tensor in numbers):
+        raise ValueError("weights and input_statistics must be finite")
 
 
 def _plain(value: Any) -> Any:
@@ -135,8 +154,8 @@ def _plain(value: Any) -> Any:
         return str(value)
     if isinstance(value, gs.Aggregator):
         return repr(value)
-    if isinstance(value, np.generic):
-        return value.item()
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
     return None if isinstance(value, np.random.RandomState) else value
 
 

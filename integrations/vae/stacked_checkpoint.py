@@ -24,6 +24,7 @@ from .table import Table
 SECONDS_BETWEEN_WRITES = 30.0
 SECONDS_BETWEEN_COPIES = 1.0
 FORMAT = 1
+PARTS = {"identity", "state", "seconds"}
 
 Identity = dict[str, Any]
 
@@ -142,7 +143,7 @@ def _read(caller: str, path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
         content = None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("format") != FORMAT or not content.keys() >= PARTS:
         raise ValueError(
             f"{caller}: `checkpoint` must be a checkpoint of this version, got another file, {path}. Choose another "
             "path, or remove the file."

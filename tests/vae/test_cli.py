@@ -17,8 +17,9 @@ else:
 
 pytest.importorskip("sklearn")
 
-from gradsurgery.integrations.vae import Schema
+from gradsurgery.integrations.vae import Column, Evaluation, Schema
 from gradsurgery.integrations.vae.cli import main
+from gradsurgery.integrations.vae.cli.commands import format_errors, format_schema
 from gradsurgery.integrations.vae.cli.tables import read_table
 
 ROOT = Path(__file__).parents[2]
@@ -221,9 +222,15 @@ def test_what_goes_wrong_is_one_line(folder: Path, fails: Run, tmp_path: Path) -
     wrong.drop(columns="town").to_csv(tmp_path / "less.csv", index=False)
     wrong.assign(town="Rome").to_csv(tmp_path / "unseen.csv", index=False)
     (tmp_path / "broken.csv").write_text("a,b\n1,2\n1,2,3,4\n")
+    (tmp_path / "semicolons.csv").write_text("a;b\n" + "1;2,5\n" * 20)  # which pandas reads as one column of fives
+    (tmp_path / "tabs.csv").write_text("a\tb\n" + "1\t2\n" * 20)
+    (tmp_path / "longer.csv").write_text("a,b\n" + "1,2,3\n" * 20)  # of which pandas makes the first an index
     for command, said in (
         (["fit", tmp_path / "none.csv"], "none.csv"),
         (["fit", tmp_path / "broken.csv"], "must be a CSV file"),
+        (["fit", tmp_path / "semicolons.csv"], "commas between its cells, got semicolons"),
+        (["fit", tmp_path / "tabs.csv"], "commas between its cells, got tabs"),
+        (["fit", tmp_path / "longer.csv"], "as many cells in a row as its header, 2, got more"),
         (["fit", table, "--epochs", 0, "--quiet", "--out", out], "`epochs` must be at least 1"),
         (["fit", table, "--epochs", "many"], "--epochs: invalid int value"),
         (["fit", table, "--method", "best"], "--method: invalid choice"),
@@ -282,9 +289,31 @@ def test_it_runs_as_a_module(folder: Path, tmp_path: Path) -> None:
     assert len(_cells(tmp_path / "s.csv")) == 2
 
 
+def test_lines_stay_short_with_long_names() -> None:
+    schema = Schema([Column("weight " * 30, "categorical", labels=["label " * 30, "b", "c"])])
+    frame = pd.DataFrame({"weight " * 30: ["b"] * 3})
+    text = format_schema(frame, schema) + "\n" + format_errors(Evaluation({"weight " * 30: 0.5}, {}))
+    assert max(map(len, text.splitlines())) < 140
+
+
 def test_whole_numbers_stay_whole_beside_missing_ones(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("n,x,f,b\n1,1.0,2,True\n,2.0,,\n-3,,2.5,False\n")
     frame = read_table(path)
     assert [str(dtype) for dtype in frame.dtypes] == ["Int64", "float64", "float64", "object"]
     assert frame["n"].tolist()[2] == -3
+
+
+def test_columns_can_be_left_out_and_are_carried_along(folder: Path, tmp_path: Path, run: Run, fails: Run) -> None:
+    table = pd.read_csv(folder / "people.csv", dtype=str, keep_default_na=False)
+    table.insert(1, "id", [f"person-{row:04}" for row in range(len(table))])
+    path, model, out = tmp_path / "named.csv", tmp_path / "named.gsvae", tmp_path / "filled.csv"
+    table.to_csv(path, index=False)
+    assert "'id'" in fails("fit", path, "--out", model)
+    run("fit", path, "--drop", "id", "--epochs", "1", "--quiet", "--out", model)
+    assert "not the model's, left as they are: id" in run("impute", model, path, "--out", out)
+    filled = pd.read_csv(out, dtype=str, keep_default_na=False)
+    assert list(filled.columns) == list(table.columns)
+    assert filled["id"].equals(table["id"])
+    assert (filled != "").all().all()
+    assert "`--drop` must name columns, got nobody" in fails("fit", path, "--drop", "nobody")

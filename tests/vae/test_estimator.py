@@ -11,12 +11,13 @@ import pytest
 import torch
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import estimator_checks
 
 import gradsurgery as gs
-from gradsurgery.integrations.vae import Schema, Table
+from gradsurgery.integrations.vae import Column, Schema, Table
 from gradsurgery.integrations.vae.estimator import HeterogeneousVAE, expected_failed_checks
 from gradsurgery.integrations.vae.evaluation import reconstruct
 from gradsurgery.integrations.vae.models import MODELS
@@ -237,6 +238,20 @@ def test_arrays(frame: pd.DataFrame) -> None:
         fitted.transform(numbers[:, :2])
     labels = frame[["region", "height"]].to_numpy(dtype=object)
     assert HeterogeneousVAE(epochs=1).fit(labels).schema_["x0"].kind == "categorical"
+
+
+def test_samples_of_arrays_are_in_their_order() -> None:
+    numbers = np.random.default_rng(0).normal([0, 1000], size=(40, 2))
+    backwards = Schema([Column("x1", "real"), Column("x0", "real")])
+    rows = HeterogeneousVAE(backwards, epochs=1).fit(numbers).sample(5)
+    assert list(rows) == ["x0", "x1"]
+    assert (rows["x1"] > 500).all()
+
+
+def test_grids_of_numpy_integers(frame: pd.DataFrame) -> None:
+    grid = {"epochs": np.arange(1, 2), "batch_size": np.array([32]), "latent_size": np.array([1, 2])}
+    search = GridSearchCV(HeterogeneousVAE(KINDS), grid, cv=2, error_score="raise").fit(frame[["height", "visits"]])
+    assert search.best_params_["latent_size"] in (1, 2)
 
 
 def test_frames_without_names_keep_their_own(frame: pd.DataFrame) -> None:

@@ -25,6 +25,11 @@ def fitted(frame: pd.DataFrame) -> HeterogeneousVAE:
         ({"height": "tall"}, TypeError, r"column 'height' must hold numbers, got strings such as 'tall'"),
         ({"height": pd.Timestamp(0)}, TypeError, r"column 'height' must hold numbers, booleans or strings"),
         ({"height": np.inf}, ValueError, r"column 'height' must hold finite numbers, got 240 infinite cells"),
+        (
+            {"height": 1e300},
+            ValueError,
+            r"column 'height' must hold numbers that float32 can, once scaled, got 1e\+300",
+        ),
         ({"income": -1.0}, ValueError, r"positive column 'income' must hold positive numbers, got -1"),
         ({"income": 0.0}, ValueError, r"positive column 'income' must hold numbers above 0, got zeros that"),
         ({"visits": 1.5}, ValueError, r"count column 'visits' must hold whole numbers from 0 on"),
@@ -75,6 +80,8 @@ def test_unfitted_use(frame: pd.DataFrame, method: str) -> None:
         ({}, {"height": pd.Timestamp(0)}, TypeError, r"column 'height' must hold numbers, booleans or strings"),
         ({"method": "mean field"}, {}, ValueError, r"`methods` must be among .*, got 'mean field'"),
         ({"method": 3}, {}, TypeError, r"HeterogeneousVAE: `method` must be the name of a method or an aggregator"),
+        ({"latent_size": 2.5}, {}, TypeError, r"HeterogeneousVAE: `latent_size` must be an integer, got 2\.5"),
+        ({"hidden_size": 0}, {}, ValueError, r"HeterogeneousVAE: `hidden_size` must be at least 1, got 0"),
         ({"model": "gan"}, {}, ValueError, r"`model` must be among vae, .*, got 'gan'"),
         ({"epochs": 0}, {}, ValueError, r"`epochs` must be at least 1, got 0"),
         ({"random_state": -1}, {}, ValueError, r"HeterogeneousVAE: `random_state` must be at least 0"),
@@ -89,6 +96,14 @@ def test_what_cannot_be_fitted(
 ) -> None:
     with pytest.raises(error, match=message):
         HeterogeneousVAE(**{"epochs": 1, **options}).fit(frame.assign(**change))
+
+
+def test_masked_arrays_are_refused(fitted: HeterogeneousVAE) -> None:
+    """NumPy drops the mask where it makes an array of them: what was hidden would be used."""
+    masked = np.ma.masked_array(np.ones((20, 6)), mask=np.eye(20, 6))
+    for use in (HeterogeneousVAE().fit, fitted.transform):
+        with pytest.raises(TypeError, match=r"HeterogeneousVAE: `X` must mark missing cells by NaN, got a masked"):
+            use(masked)
 
 
 def test_too_few_rows(frame: pd.DataFrame) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from gradsurgery.integrations.vae import Schema, Table, fit_seeds, stacked_loop
 from gradsurgery.integrations.vae.experiment import corrected_t_test, training
 from gradsurgery.integrations.vae.experiment.__main__ import main
 from gradsurgery.integrations.vae.experiment.options import parse, plan
+from gradsurgery.integrations.vae.experiment.record import finished
 from gradsurgery.integrations.vae.experiment.tables import load_tables
 from gradsurgery.integrations.vae.methods import build_method
 
@@ -239,7 +241,7 @@ def test_mistakes_are_told_before_training(
 def test_options_out_of_range(folder: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run("--data", folder, *arguments)
-    assert arguments[0] in capsys.readouterr().err
+    assert f"error: argument {arguments[0]}: " in capsys.readouterr().err  # the usage names them all
 
 
 def test_files_of_something_else_are_not_touched(folder: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -262,3 +264,41 @@ def test_cells_without_anything_to_measure(folder: Path, out: Path) -> None:
     assert record["seeds"][0]["errors"]["income"] is None
     assert record["errors"]["income"] == record["seeds"][1]["errors"]["income"]
     assert json.loads((out / "summary.json").read_text())[1]["against_sum"]["columns"]["income"] == {}
+
+
+@pytest.mark.parametrize(("errors", "expected"), [([0.1, math.inf, 0.3], 0.3), ([0.1, math.nan, 0.3], 0.2)])
+def test_a_seed_that_errs_without_bound_counts(folder: Path, errors: list[float], expected: float) -> None:
+    """Unlike one in which there was nothing to measure."""
+    (cell,) = plan(parse(["--data", str(folder), "--method", "sum"]), load_tables([folder]))
+    seeds = [
+        {"error": error, "errors": {"x": error}, "log_likelihood": -error, "log_likelihoods": {"x": -error}}
+        for error in errors
+    ]
+    record = finished(cell, seeds, 1.0)
+    assert record["error"] == record["errors"]["x"] == -record["log_likelihood"] == pytest.approx(expected)
+    assert record["seeds"][1]["error"] is None
+    assert finished(cell, seeds[1:2], 1.0)["error"] is None
+
+
+def test_one_seed_and_strange_names(tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "my table.v2.csv"
+    pd.DataFrame({"a|b": range(40), "two\nlines": [0.5, 1.5, 4.0, 9.25] * 10, "c, d": ["x", "y"] * 20}).to_csv(
+        path, index=False
+    )
+    command = ["--data", path, "--method", "sum", "upgrad", "--epochs", "1", "--seeds", "1", "--out", out]
+    assert run(*command) == 0
+    assert sorted(cells(out)) == ["my table.v2-vae-sum", "my table.v2-vae-upgrad"]
+    page = (out / "summary.md").read_text()
+    assert re.search(r"^\| a\\\|b \| [0-9.]+ \| [0-9.]+ \|$", page, re.MULTILINE)
+    assert re.search(r"^\| two lines \| [0-9.]+ \| [0-9.]+ \|$", page, re.MULTILINE)
+    assert "Test error of a single seed" in capsys.readouterr().out
+
+
+def test_a_folder_that_may_not_be_written_to(
+    folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Told before the training, not after it."""
+    monkeypatch.setattr(os, "access", lambda path, mode: path != out)
+    assert run("--data", folder, *QUICK, "--out", out) == 2
+    assert f"`--out` must be a folder that may be written to, got {out}" in (printed := capsys.readouterr().err)
+    assert "epoch/s" not in printed

@@ -171,9 +171,10 @@ def test_no_checkpoint(table: Table, tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(ValueError, match="`checkpoint` must be a checkpoint of this version, got another file"):
         train(table, "sum", path)
-    torch.save({"weights": torch.zeros(1)}, path)
-    with pytest.raises(ValueError, match="`checkpoint` must be a checkpoint of this version"):
-        train(table, "sum", path)
+    for other in ({"weights": torch.zeros(1)}, {"format": stacked_checkpoint.FORMAT}):
+        torch.save(other, path)
+        with pytest.raises(ValueError, match="`checkpoint` must be a checkpoint of this version"):
+            train(table, "sum", path)
 
 
 def test_without_a_checkpoint_nothing_is_written(

@@ -2,13 +2,14 @@
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 import gradsurgery as gs
-from gradsurgery.integrations.vae import IWAE, Batch, Bernoulli, Categorical, DReG, Normal, Poisson
+from gradsurgery.integrations.vae import IWAE, Batch, Bernoulli, Categorical, DReG, Normal, Poisson, importance
 from gradsurgery.integrations.vae.importance import log_ratio, normalised
 from gradsurgery.integrations.vae.objective import column_log_probs
 
@@ -134,6 +135,33 @@ def test_the_blocks_see_all_draws_and_rows_of_a_column(kind: type[IWAE], batch: 
     jacobian = torch.stack(rows).flatten(1)
     direction = gs.UPGrad()(jacobian)
     direction = direction * jacobian.sum(0).norm() / direction.norm()
+    torch.testing.assert_close(found.flatten(), direction, rtol=1e-7, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", [gs.Sum(), gs.UPGrad(), gs.MGDA()])
+def test_the_block_of_the_encoder_too(method: gs.Aggregator, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind it are the gradients of the columns' likelihoods, weighed with the squares of the weights."""
+    model, seen = build(DReG, method), []
+
+    def call(module: torch.nn.Module, *arguments: Any) -> Any:
+        output = torch.func.functional_call(module, *arguments)
+        if module is model.trunk:
+            seen.append(output)
+        return output
+
+    monkeypatch.setattr(importance, "functional_call", call)
+    objective = model.objective(batch, seeded(1))
+    (found,) = torch.autograd.grad(objective.total, seen[0])
+    log_w, _ = log_weights(model, batch)
+    at = seen[0].detach().requires_grad_()
+    outputs = model.heads(at, gs.ImpartialityBlock(4, gs.Sum()))
+    parameters = tuple(kind.natural(own) for kind, own in zip(model.likelihoods, outputs, strict=True))
+    scaled, observed = (cells.repeat(DRAWS, 1) for cells in (batch.scaled, batch.observed))
+    cells = column_log_probs(model.likelihoods, parameters, scaled, observed).view(DRAWS, ROWS, 4)
+    losses = -(log_w.detach().softmax(0).square().unsqueeze(-1) * cells).sum(0).mean(0)
+    rows = [torch.autograd.grad(loss, at, retain_graph=True)[0].flatten() for loss in losses]
+    direction = method(torch.stack(rows))
+    direction = direction * torch.stack(rows).sum(0).norm() / direction.norm()
     torch.testing.assert_close(found.flatten(), direction, rtol=1e-7, atol=1e-12)
 
 

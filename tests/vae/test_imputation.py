@@ -58,6 +58,23 @@ def test_a_dtype_that_cannot_hold_the_cells_becomes_that_of_the_fitted_table() -
     assert done.cat.categories.tolist() == ["red", "blue"]
 
 
+def test_categories_that_are_lacking_come_in_their_order() -> None:
+    grades = pd.Series(pd.Categorical(list("abc") * 5, list("abc"), ordered=True))
+    done = filled(pd.Series(pd.Categorical(["a", None, "c"], ["a", "c"], ordered=True)), 1.0, grades)
+    assert done.tolist() == ["a", "b", "c"]
+    assert done.cat.categories.tolist() == ["a", "b", "c"]
+    assert done.max() == "c"
+    backwards = filled(pd.Series(pd.Categorical(["a", None, "c"], ["c", "a"], ordered=True)), 1.0, grades)
+    assert backwards.cat.categories.tolist() == ["c", "a", "b"]
+
+
+@pytest.mark.parametrize("dtype", ["bool", "boolean"])
+def test_booleans_as_numbers_are_filled_with_numbers(dtype: str) -> None:
+    fitted = pd.Series([True, False, True] * 5, dtype=dtype)
+    done = filled(pd.Series([True, None], dtype="boolean"), 0.25, fitted, kind="real")
+    assert done.tolist() == [1.0, 0.25]
+
+
 def test_integers_that_lack_cells_stay_integers() -> None:
     """A complete column of integers, fitted, then read again with a hole: pandas makes it floats; they stay whole."""
     assert filled(pd.Series([5.0, np.nan]), 7.6, pd.Series(range(-20, 20))).tolist() == [5.0, 8.0]

@@ -154,6 +154,28 @@ def test_the_headline_says_what_got_worse(comparison: Comparison) -> None:
     assert "No column got worse." in headline(_with_errors(comparison, [0.3] * 6, [0.1] * 6))
 
 
+def test_a_worse_mean_is_no_price(comparison: Comparison) -> None:
+    text = headline(_with_errors(comparison, [0.3, 0.1, 0.1, 0.1, 0.1, 0.1], [0.2, 0.5, 0.1, 0.1, 0.1, 0.1]))
+    assert "<strong>raises</strong> the mean test error" in text
+    assert "Worse: income (+0.400)" in text
+    assert "pays" not in text
+
+
+def test_the_headline_says_who_only_guesses(comparison: Comparison) -> None:
+    guessed = replace(comparison, guesses=dict.fromkeys(comparison.guesses, 0.25))
+    assert "0 is perfect, guessing 0.250" in headline(guessed)
+    assert "<strong>Neither model</strong> is better than guessing (0.250)" in headline(
+        _with_errors(guessed, [0.4] * 6, [0.3] * 6)
+    )
+    assert "trained with plain sum is not better" in headline(_with_errors(guessed, [0.4] * 6, [0.1] * 6))
+    assert "better than guessing" not in headline(_with_errors(guessed, [0.2] * 6, [0.1] * 6))
+
+
+def test_silenced_columns_are_not_left_out_of_the_imbalance() -> None:
+    found = imbalance(torch.tensor([[2.0, 0.0, math.nan], [2.0, 1.0, math.nan]]))
+    assert found == [math.inf, 2.0]
+
+
 def test_hostile_names_and_awkward_columns_are_harmless() -> None:
     frame = _awkward(9)
     text = comparison_page(compare(Table.from_frame(frame), "<b>&.csv", epochs=1, batch_size=20))
@@ -187,7 +209,10 @@ def test_every_block_of_a_model_has_its_maps(table: Table, model: ModelName) -> 
     modules = comparison.plain.run.model.modules()
     blocks = sum(isinstance(module, ImpartialityBlock) for module in modules)
     assert blocks == (2 if model in ("dreg", "hivae") else 1)
-    assert comparison_page(comparison).count('<svg class="map') == 2 * blocks
+    text = comparison_page(comparison)
+    assert text.count('<svg class="map') == 2 * blocks
+    said = {"dreg": "the pass that trains the decoder", "hivae": "the latent vector z"}.get(model, "")
+    assert text.count(f", at {said}") == (3 if said else 0)  # whose pulls the numbers are: card, table and lines
 
 
 def test_wrong_arguments(table: Table) -> None:

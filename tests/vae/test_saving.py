@@ -102,11 +102,12 @@ def test_a_loaded_one_is_fitted_and_saved_again(frame: pd.DataFrame, fitted: Het
 def test_parameters_that_are_objects(frame: pd.DataFrame, tmp_path: Path) -> None:
     schema = {"visits": {"kind": "count", "labels": None}}
     fitted = HeterogeneousVAE(schema, method=gs.UPGrad(), epochs=1, random_state=np.random.RandomState(0)).fit(frame)
-    fitted.set_params(hidden_size=np.int64(7))
+    fitted.set_params(hidden_size=np.int64(7), schema={"grade": {"labels": np.array(list("abcde"))}})
     fitted.save(tmp_path / "model.zip")
     loaded = HeterogeneousVAE.load(tmp_path / "model.zip")
     assert np.array_equal(loaded.transform(frame), fitted.transform(frame))
-    assert (loaded.schema, loaded.random_state, loaded.hidden_size) == (schema, None, 7)
+    labels = {"grade": {"labels": list("abcde")}}
+    assert (loaded.schema, loaded.random_state, loaded.hidden_size) == (labels, None, 7)
     with pytest.raises(ValueError, match=r"must be among .*, got 'UPGrad\(\)'"):
         loaded.fit(frame)
 
@@ -138,6 +139,16 @@ def rewritten(saved: Path, **changes: Any) -> Path:
         ({"likelihoods": [{"class": "Popen"}]}, r"got a damaged one \(there is no likelihood 'Popen'\)"),
         ({"network": {"name": "vae", "rescale": True, "hidden_size": 9, "latent_size": None}}, r"a damaged one"),
         ({"parameters": {"schema": None, "future": 1}}, r"a damaged one"),
+        ({"version": 0}, r"`path` must be a file that `save` wrote, got one of version 0"),
+        ({"version": None}, r"`path` must be a file that `save` wrote, got one of version None"),
+        ({"inputs": "other"}, r"a damaged one \(inputs must be 'vae', got 'other'\)"),
+        ({"ranges": [1.0]}, r"a damaged one \(ranges and input_statistics must be of 6 columns\)"),
+        ({"ranges": [float("nan")] * 6}, r"a damaged one \(ranges must be positive\)"),
+        (
+            {"input_statistics": [[float("nan"), 1.0]] * 6},
+            r"a damaged one \(weights and input_statistics must be fin",
+        ),
+        ({"feature_names_in": list("abcdef")}, r"a damaged one \(feature_names_in must be height, income"),
     ],
 )
 def test_other_documents(saved: Path, changes: dict[str, Any], message: str) -> None:
@@ -177,6 +188,24 @@ def test_files_of_others(tmp_path: Path) -> None:
         HeterogeneousVAE.load(tmp_path / "nowhere.zip")
     with pytest.raises(IsADirectoryError):
         HeterogeneousVAE.load(tmp_path)
+
+
+def test_files_that_would_fill_the_memory_are_refused(saved: Path) -> None:
+    with zipfile.ZipFile(saved) as file:
+        parts = {name: file.read(name) for name in file.namelist()}
+    with zipfile.ZipFile(saved, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in parts.items():
+            file.writestr(name, content)
+    with pytest.raises(ValueError, match=r"`path` must be a file that `save` wrote, .*\(compressed\)"):
+        HeterogeneousVAE.load(saved)
+    name = next(name for name in parts if name.endswith(".npy"))
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1" + b"0" * 14 + b",), }\n"
+    parts[name] = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    with zipfile.ZipFile(saved, "w") as file:
+        for own, content in parts.items():
+            file.writestr(own, content)
+    with pytest.raises(ValueError, match=r"`path` must be a file that `save` wrote"):
+        HeterogeneousVAE.load(saved)
 
 
 def test_pickles_in_arrays_are_refused(saved: Path) -> None:

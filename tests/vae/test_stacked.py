@@ -45,7 +45,7 @@ from gradsurgery.integrations.vae.stacked_likelihoods import StackedLikelihoods
 from gradsurgery.integrations.vae.stacked_surgery import StackedBlocks
 
 SEEDS = (0, 3, 5)
-METHODS = ("sum", "gradnorm", "upgrad", "pcgrad", "graddrop", "gradnorm+upgrad", "gradnorm+pcgrad")
+METHODS = ("sum", "gradnorm", "lossbalancer", "upgrad", "pcgrad", "graddrop", "gradnorm+upgrad", "gradnorm+pcgrad")
 
 
 @pytest.fixture(name="precise")

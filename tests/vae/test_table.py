@@ -1,5 +1,7 @@
 """Tables keep every cell through encoding and decoding, and refuse what contradicts the schema."""
 
+from pathlib import Path
+
 import hypothesis.strategies as st
 import numpy as np
 import pandas as pd
@@ -239,3 +241,12 @@ def test_contradictions_are_named(build: object, message: str) -> None:
 def test_numbers_are_asked_for(kind: str) -> None:
     with pytest.raises(TypeError, match=r"column 'x' must hold numbers, got strings such as 'a'"):
         one(kind, ["a", "b"])
+
+
+@pytest.mark.parametrize("first", ["0,1,2", "7,9,8"])
+def test_rows_longer_than_the_header_are_refused(tmp_path: Path, first: str) -> None:
+    """Else pandas takes their first cells, counted up or not, for an index and shifts all other columns."""
+    path = tmp_path / "long.csv"
+    path.write_text("x,p,c\n" + "".join(f"{number},1.5,2,a\n" for number in first.split(",")))
+    with pytest.raises(ValueError, match=r"`path` must have as many cells in a row as its header, 3, got more"):
+        Table.read_csv(path)

@@ -121,11 +121,16 @@ def test_diverging_columns_are_named(table: Table) -> None:
         ({"batch_size": 1}, r"fit: `batch_size` must be at least 2, got 1"),
         ({"seed": -1}, r"fit: `seed` must be at least 0, got -1"),
         ({"learning_rate": 0.0}, r"fit: `learning_rate` must be positive and finite, got 0\.0"),
-        ({"hidden_size": 0}, r"VAE: `hidden_size` must be at least 1, got 0"),
+        ({"hidden_size": 0}, r"fit: `hidden_size` must be at least 1, got 0"),
+        ({"hidden_size": 5.5}, r"fit: `hidden_size` must be an integer, got 5\.5"),
+        ({"latent_size": True}, r"fit: `latent_size` must be an integer, got True"),
+        ({"rescale": "no"}, r"fit: `rescale` must be True or False, got 'no'"),
+        ({"learning_rate": "fast"}, r"fit: `learning_rate` must be a number, got 'fast'"),
+        ({"model": ["vae"]}, r"fit: `model` must be among vae, iwae, dreg, hivae, got \['vae'\]"),
     ],
 )
 def test_wrong_options_are_named(table: Table, options: dict[str, float], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         fit(table, **options)  # type: ignore[arg-type]
 
 
@@ -138,7 +143,7 @@ def test_empty_validation_rows_are_refused() -> None:
     frame = pd.DataFrame({"x": np.arange(20.0)})
     table = Table.from_frame(frame, Schema.infer(frame))
     table.values[table.split().validation] = torch.nan
-    with pytest.raises(ValueError, match=r"fit: `table` must have an observed cell among its validation rows, got 2"):
+    with pytest.raises(ValueError, match=r"`table` must have an observed cell among its validation rows, got 2"):
         fit(Table(table.schema, table.values), epochs=1)
 
 

@@ -23,8 +23,9 @@ correct the schema by hand:
   gradsurgery-vae fit table.csv --write-schema schema.json
   gradsurgery-vae fit table.csv --schema schema.json"""
 IMPUTE = """\
-Fills the empty cells of a table with what a trained model expects there, given
-the rest of the row. Cells that are not empty stay as they are written."""
+Fills the missing cells of a table (empty, or NA, NaN, None, null) with what a
+trained model expects there, given the rest of the row. All others stay as they
+are written, and so do columns that the model does not have."""
 SAMPLE = """\
 Writes new rows, drawn from a trained model, with the names, the labels and the
 whole numbers of the table that it was trained on."""
@@ -76,7 +77,8 @@ def _command(kinds: Any, name: str, summary: str, description: str) -> argparse.
 def _add_fit(kinds: Any) -> None:
     command = _command(kinds, "fit", "train a model on a table", FIT)
     command.add_argument(
-        "table", help=f"a CSV file with a header row; empty cells are missing; or {' or '.join(SHIPPED)}"
+        "table",
+        help=f"a CSV file with a header row; missing cells empty or NA, NaN, None, null; or {' or '.join(SHIPPED)}",
     )
     _add_method(_add_training(command))
     command.add_argument("--out", metavar="FILE", help="where the model goes (default: the table's name, .gsvae)")
@@ -87,7 +89,7 @@ def _add_fit(kinds: Any) -> None:
 
 
 def _add_impute(kinds: Any) -> None:
-    command = _command(kinds, "impute", "fill the empty cells of a table", IMPUTE)
+    command = _command(kinds, "impute", "fill the missing cells of a table", IMPUTE)
     command.add_argument("model", help="a file that `fit` wrote")
     command.add_argument("table", help="a CSV file with the model's columns")
     command.add_argument("--out", metavar="FILE", required=True, help="where the filled table goes")
@@ -137,6 +139,9 @@ def _add_compare(kinds: Any) -> None:
 def _add_training(command: argparse.ArgumentParser) -> Any:
     """The options of a training but for the method; returns their group."""
     group = command.add_argument_group("training")
+    group.add_argument(
+        "--drop", action="append", default=[], metavar="COLUMN", help="leave a column out, such as an id; repeatable"
+    )
     group.add_argument("--schema", metavar="FILE", help="a JSON file with one entry a column (default: inferred)")
     group.add_argument("--model", choices=list(MODELS), default="vae", help="the kind of model (default: vae)")
     group.add_argument("--epochs", type=int, default=100, help="passes over the training rows (default: 100)")

@@ -12,6 +12,7 @@ import torch
 from ..atomic import write_whole
 from ..evaluation import Evaluation
 from ..report import compare, comparison_page, model_page
+from ..report.text import shortened
 from ..schema import Schema
 from ..table import Table
 from .tables import SHIPPED, read_table, refuse_overwriting, write_filled, write_table
@@ -24,7 +25,7 @@ ZIP = b"PK"  # how a saved model begins
 
 def fit(options: argparse.Namespace) -> None:
     """Trains a model, prints schema and test errors, writes the model."""
-    frame = read_table(options.table)
+    frame = read_table(options.table, options.drop)
     schema = Schema.load(options.schema) if options.schema else Schema.infer(frame)
     out = Path(options.write_schema or options.out or f"{Path(options.table).stem}.gsvae")
     refuse_overwriting(out, [options.table, options.schema])
@@ -59,7 +60,10 @@ def impute(options: argparse.Namespace) -> None:
     for path in outs:
         refuse_overwriting(path, [options.table, options.model])
     estimator, frame = _estimator().load(options.model), read_table(options.table)
-    filled = estimator.impute(frame, draws=options.draws, random_state=options.seed)
+    known = [name for name in frame.columns if name in estimator.schema_.names]
+    if len(known) < frame.shape[1]:
+        print(f"not the model's, left as they are: {', '.join(name for name in frame.columns if name not in known)}")
+    filled = estimator.impute(frame[known], draws=options.draws, random_state=options.seed)
     for path, one in zip(outs, filled if isinstance(filled, list) else [filled], strict=True):
         print(f"{write_filled(options.table, frame, one, path)} cells filled in: {path}")
 
@@ -90,7 +94,7 @@ def _page_of_table(options: argparse.Namespace) -> str:
         )
     schema = Schema.load(options.schema) if options.schema else None
     comparison = compare(
-        Table.from_frame(read_table(options.input), schema),
+        Table.from_frame(read_table(options.input, options.drop), schema),
         Path(options.input).name,
         method=options.method,
         model=options.model,
@@ -109,7 +113,7 @@ def _page_of_model(options: argparse.Namespace) -> str:
     table = None
     if options.table:
         ranges = torch.from_numpy(estimator.ranges_)
-        table = Table.from_new_rows(read_table(options.table), estimator.schema_, ranges)
+        table = Table.from_new_rows(read_table(options.table, options.drop), estimator.schema_, ranges)
     title = Path(options.input).name
     return model_page(title, estimator.model_, estimator.encoding_, estimator.history_, settings, table)
 
@@ -128,22 +132,23 @@ def is_model(path: str) -> bool:
 
 def format_schema(frame: pd.DataFrame, schema: Schema) -> str:
     """The schema as text, one line a column."""
-    width = max(6, *(len(name) for name in schema.names))
+    width = max(6, *(len(_name(name)) for name in schema.names))
     lines = [f"{'column':{width}}  {'kind':11}  {'likelihood':17}  missing  labels"]
     for column in schema:
         missing = frame[column.name].isna().mean() if column.name in frame else 0.0
-        labels = ", ".join(str(label) for label in (column.labels or ())[:6])
+        labels = ", ".join(_name(label) for label in (column.labels or ())[:6])
         more = ", ..." if len(column.labels or ()) > 6 else ""
-        line = f"{column.name:{width}}  {column.kind:11}  {column.likelihood_name:17}  {missing:7.1%}  {labels}{more}"
+        kind = f"{column.kind:11}  {column.likelihood_name:17}"
+        line = f"{_name(column.name):{width}}  {kind}  {missing:7.1%}  {labels}{more}"
         lines.append(line.rstrip())
     return "\n".join(lines)
 
 
 def format_errors(evaluation: Evaluation) -> str:
     """The test errors as text, one line a column."""
-    width = max(6, *(len(name) for name in evaluation.errors))
+    width = max(6, *(len(_name(name)) for name in evaluation.errors))
     lines = [f"{'column':{width}}  test error"]
-    lines += [f"{name:{width}}  {error:10.4f}" for name, error in evaluation.errors.items()]
+    lines += [f"{_name(name):{width}}  {error:10.4f}" for name, error in evaluation.errors.items()]
     return "\n".join([*lines, "-" * (width + 12), f"{'mean':{width}}  {evaluation.error:10.4f}"])
 
 
@@ -152,6 +157,11 @@ def _estimator() -> type[HeterogeneousVAE]:
     from ..estimator import HeterogeneousVAE
 
     return HeterogeneousVAE
+
+
+def _name(name: object) -> str:
+    """A name or label on a line of the terminal."""
+    return shortened(name, 40)
 
 
 def _numbered(path: Path, number: int) -> Path:

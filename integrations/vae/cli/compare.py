@@ -31,7 +31,7 @@ def compare(options: argparse.Namespace) -> None:
     """Trains with each method, prints errors and log-likelihoods, writes numbers and a figure."""
     out = Path(options.out or f"runs/vae/{short_name(options.table)}")
     schema = Schema.load(options.schema) if options.schema else None
-    table = Table.from_frame(read_table(options.table), schema)
+    table = Table.from_frame(read_table(options.table, options.drop), schema)
     out.mkdir(parents=True, exist_ok=True)  # now rather than after the training
     print(f"{options.table}: {len(table)} rows, {len(table.schema)} columns")
     runs, seconds = train_all(table, options)

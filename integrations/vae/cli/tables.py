@@ -13,19 +13,20 @@ from ..frame import read_csv
 SHIPPED = ("randhie", "anes96")
 
 
-def read_table(path: str | Path) -> pd.DataFrame:
+def read_table(path: str | Path, drop: Iterable[str] = ()) -> pd.DataFrame:
     """A CSV file as a DataFrame in which whole numbers stay whole numbers where others are missing.
 
     Args:
         path: The file; or the name of one of the tables that ship with statsmodels, see :data:`SHIPPED`.
+        drop: Names of columns to leave out.
 
     Raises:
-        OSError, ValueError: see :func:`read_csv`.
+        OSError, ValueError: see :func:`read_csv`; or a column to leave out is not there.
         ImportError: the table is one of statsmodels's, which is not installed.
     """
     if path in SHIPPED:
-        return _shipped(str(path))
-    frame = read_csv(path)
+        return _without(_shipped(str(path)), drop)
+    frame = _without(read_csv(path), drop)
     texts = _texts(path)
     for name in frame.columns:
         if pd.api.types.is_float_dtype(frame[name]) and _whole(texts[name][frame[name].notna()]):
@@ -51,7 +52,7 @@ def write_filled(source: str | Path, frame: pd.DataFrame, filled: pd.DataFrame, 
         How many cells were filled in.
     """
     texts, count = _texts(source), 0
-    for name in texts.columns:
+    for name in filled.columns:
         old, new = frame[name].astype(object), filled[name].astype(object)
         changed = (old.isna() | (old != new)).to_numpy(dtype=bool)  # also zeros that the schema calls missing
         texts.loc[changed, name] = [str(cell) for cell in new[changed].tolist()]
@@ -75,6 +76,17 @@ def refuse_overwriting(out: Path, inputs: Iterable[str | None]) -> None:
                 f"gradsurgery-vae: `--out` must be another file than what is read, got {out}. Name a new one."
             )
     out.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _without(frame: pd.DataFrame, drop: Iterable[str]) -> pd.DataFrame:
+    names = list(drop)
+    unknown = [name for name in names if name not in frame.columns]
+    if unknown:
+        raise ValueError(
+            f"gradsurgery-vae: `--drop` must name columns, got {', '.join(unknown)}. The columns are "
+            f"{', '.join(frame.columns)}."
+        )
+    return frame.drop(columns=names)
 
 
 def _shipped(name: str) -> pd.DataFrame:

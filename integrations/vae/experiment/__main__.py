@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,6 +46,10 @@ def _run(options: argparse.Namespace) -> int:
     folder = Path(options.out)
     cells = plan(options, load_tables(options.data, quick=options.quick))
     folder.mkdir(parents=True, exist_ok=True)  # now rather than after the first training
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"experiment: `--out` must be a folder that may be written to, got {folder}. Choose another one."
+        )
     summarise(cells, folder)  # and so with files that are no records
     for number, cell in enumerate(cells, start=1):
         _complete(cell, folder, f"{number}/{len(cells)} {cell.title}")

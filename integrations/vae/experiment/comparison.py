@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .record import Record
-from .seed_result import numbers
+from .record import Record, as_json
 from .t_test import corrected_t_test
 
 SIGNIFICANT = 0.1
@@ -39,4 +38,4 @@ def _test(pairs: Sequence[tuple[float | None, float | None]], rows: dict[str, in
     own, others = zip(*known, strict=True)
     test = corrected_t_test(own, others, test_rows=rows["test"], train_rows=rows["train"])
     verdict = "alike" if test.p_value >= SIGNIFICANT else "better" if test.difference < 0 else "worse"
-    return {**numbers(test._asdict()), "verdict": verdict}
+    return {**as_json(test._asdict()), "verdict": verdict}

@@ -26,8 +26,7 @@ def finished(cell: Cell, seeds: Sequence[dict[str, Any]], seconds: float) -> Rec
         seeds: One :func:`seed_result` each.
         seconds: What training took, all seeds together.
     """
-    return {
-        **_head(cell, "finished"),
+    results = {
         "seconds": round(seconds, 2),
         "error": _median(own["error"] for own in seeds),
         "errors": _medians(own["errors"] for own in seeds),
@@ -35,6 +34,7 @@ def finished(cell: Cell, seeds: Sequence[dict[str, Any]], seconds: float) -> Rec
         "log_likelihoods": _medians(own["log_likelihoods"] for own in seeds),
         "seeds": list(seeds),
     }
+    return {**_head(cell, "finished"), **as_json(results)}
 
 
 def failed(cell: Cell, reason: str) -> Record:
@@ -70,6 +70,20 @@ def read_record(folder: Path, cell: Cell) -> Record | None:
     return record
 
 
+def as_json(value: Any) -> Any:
+    """JSON has no NaN and no infinity: ``None`` instead.
+
+    Example:
+        >>> as_json({"errors": [0.5, float("inf")]})
+        {'errors': [0.5, None]}
+    """
+    if isinstance(value, dict):
+        return {key: as_json(own) for key, own in value.items()}
+    if isinstance(value, list):
+        return [as_json(own) for own in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def record_path(folder: Path, cell: Cell) -> Path:
     """Where the file of a cell is."""
     return folder / f"{cell.name}.json"
@@ -86,12 +100,12 @@ def _head(cell: Cell, status: str) -> Record:
     }
 
 
-def _medians(seeds: Iterable[dict[str, float | None]]) -> dict[str, float | None]:
+def _medians(seeds: Iterable[dict[str, float]]) -> dict[str, float]:
     own = list(seeds)
     return {name: _median(seed[name] for seed in own) for name in own[0]}
 
 
-def _median(values: Iterable[float | None]) -> float | None:
-    """Of the seeds in which there was something to measure."""
-    known = [value for value in values if value is not None and math.isfinite(value)]
-    return median(known) if known else None
+def _median(values: Iterable[float]) -> float:
+    """Of the seeds in which there was something to measure; an infinite error counts as one."""
+    known = [value for value in values if not math.isnan(value)]
+    return median(known) if known else math.nan

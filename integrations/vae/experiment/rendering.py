@@ -28,7 +28,7 @@ def column_table(rows: Sequence[Row], name: str) -> Lines:
     own = [row for row in rows if row["table"] == name]
     columns = next((list(row["errors"]) for row in own if "errors" in row), [])
     head = ["column", *(f"{row['model']} {row['method']}" for row in own)]
-    lines = [[column, *(_of_column(row, column) for row in own)] for column in columns]
+    lines = [[" ".join(column.split()), *(_of_column(row, column) for row in own)] for column in columns]
     return [head, *lines, ["mean", *(_cell(row) for row in own)]]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,7 +15,7 @@ PARTS: tuple[Part, ...] = ("train", "validation", "test")
 
 
 def seed_result(run: Run, seed: int, truth: Table) -> dict[str, Any]:
-    """The numbers of one seed, ready for JSON.
+    """The numbers of one seed; NaN where there is nothing to measure.
 
     Where the run's table hides cells of ``truth``, the errors are those of the hidden cells of the test rows, which
     no training step saw; beside them are those of the hidden cells of all rows and of the test rows' shown cells.
@@ -36,25 +34,15 @@ def seed_result(run: Run, seed: int, truth: Table) -> dict[str, Any]:
     return {
         "seed": seed,
         "rows": {part: len(getattr(run.split, part)) for part in PARTS},
-        "error": number(mean_of(measured)),
-        "errors": numbers(measured),
-        **{f"errors_of_{which}_cells": numbers(own) for which, own in errors.items() if len(errors) > 1},
-        "log_likelihood": number(shown.log_likelihood),
-        "log_likelihoods": numbers(shown.log_likelihoods),
+        "error": mean_of(measured),
+        "errors": measured,
+        **{f"errors_of_{which}_cells": own for which, own in errors.items() if len(errors) > 1},
+        "log_likelihood": shown.log_likelihood,
+        "log_likelihoods": shown.log_likelihoods,
         "best_epoch": run.best_epoch,
-        "losses": [number(epoch.loss) for epoch in run.history],
-        "validation_errors": [number(epoch.validation_error) for epoch in run.history],
+        "losses": [epoch.loss for epoch in run.history],
+        "validation_errors": [epoch.validation_error for epoch in run.history],
     }
-
-
-def number(value: float) -> float | None:
-    """JSON has no NaN and no infinity."""
-    return value if math.isfinite(value) else None
-
-
-def numbers(by_name: Mapping[str, float]) -> dict[str, float | None]:
-    """The same of several."""
-    return {name: number(value) for name, value in by_name.items()}
 
 
 def _hidden_errors(run: Run, truth: Table) -> dict[str, dict[str, float]]:

@@ -69,7 +69,10 @@ def legend(rows: Sequence[Row]) -> str:
     share = rows[0]["hidden"]
     error = "test error" if share is None else f"error of hidden test cells ({share:.0%} hidden)"
     trained = ", ".join(dict.fromkeys(f"{row['table']} {row['model']} {row['epochs']}" for row in rows))
+    seeds = len(rows[0]["seeds"])
+    if seeds == 1:
+        return f"{error.capitalize()} of a single seed, which no test compares.\nEpochs: {trained}."
     return (
-        f"Median {error} of {len(rows[0]['seeds'])} seeds; +/-: better/worse than the plain sum "
+        f"Median {error} of {seeds} seeds; +/-: better/worse than the plain sum "
         f"(corrected paired t-test, p < 0.1).\nEpochs: {trained}."
     )

@@ -37,8 +37,8 @@ class Gamma(Likelihood):
         ValueError: ``weight`` is not positive and finite, or ``shift`` is negative.
 
     Example:
-        >>> Gamma().mode(torch.tensor([1.0, 2.0]).log())  # mean m = 1, shape a = 2: (a - 1) m / a
-        tensor(0.5000, dtype=torch.float64)
+        >>> Gamma(weight=0.5).mode(torch.tensor([1.0, 2.0]).log())  # mean m = 1 of half the value
+        tensor(2., dtype=torch.float64)
     """
 
     num_parameters = 2
@@ -59,10 +59,11 @@ class Gamma(Likelihood):
         return shape * (distance - torch.expm1(distance)) - log_gamma_remainder(shape)
 
     def mode(self, eta: Tensor) -> Tensor:
-        """The most likely value, in original units; 0 where the shape is at most 1."""
-        log_mean, log_shape = eta.double().unbind(-1)
-        scaled = log_mean.exp() * (1.0 - torch.exp(-log_shape)).clamp(min=0.0)
-        return (scaled / self.weight - self.shift).clamp(min=0.0)
+        """The value whose logarithm is the most likely one, in original units: the mean.
+
+        The density of the value itself is largest at 0 where the shape is at most 1, which no cell need be.
+        """
+        return (eta[..., 0].double().exp() / self.weight - self.shift).clamp(min=0.0)
 
     def sample(self, eta: Tensor, generator: torch.Generator | None = None) -> Tensor:
         log_mean, log_shape = eta.double().unbind(-1)
@@ -82,8 +83,7 @@ class Exponential(Likelihood):
     .. math:: x' = w x, \qquad \log p(x' \mid \eta) = -\eta - x' e^{-\eta}
 
     with :math:`\eta` the logarithm of the mean, within [-20, 20]; the natural parameter is
-    :math:`-e^{-\eta}`. The most likely value is 0 whatever the parameter, so a reconstruction is all
-    zeros: choose it for densities and draws, :class:`Gamma` where cells are to be reconstructed.
+    :math:`-e^{-\eta}`.
 
     Args:
         weight: w, 1 / mean of the training values, > 0.
@@ -113,7 +113,11 @@ class Exponential(Likelihood):
         return -log_mean - scaled * torch.exp(-log_mean)
 
     def mode(self, eta: Tensor) -> Tensor:
-        return torch.zeros_like(eta[..., 0], dtype=torch.float64)
+        """The value whose logarithm is the most likely one, in original units: the mean.
+
+        The density of the value itself is largest at 0 whatever the parameter.
+        """
+        return eta[..., 0].double().exp() / self.weight
 
     def sample(self, eta: Tensor, generator: torch.Generator | None = None) -> Tensor:
         mean = eta[..., 0].double().exp()

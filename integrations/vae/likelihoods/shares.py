@@ -36,8 +36,8 @@ class Beta(Likelihood):
 
     Example:
         >>> eta = torch.tensor([3.0, 2.0]).log()
-        >>> Beta().mode(eta)  # (alpha - 1) / (alpha + beta - 2)
-        tensor(0.6667, dtype=torch.float64)
+        >>> Beta().mode(eta)  # alpha / (alpha + beta)
+        tensor(0.6000, dtype=torch.float64)
     """
 
     num_parameters = 2
@@ -64,15 +64,12 @@ class Beta(Likelihood):
         return alpha * upper + beta * lower - rest
 
     def mode(self, eta: Tensor) -> Tensor:
-        """The most likely value, in original units.
+        """The value whose log-odds are the most likely ones, in original units: the mean.
 
-        It is the end that a parameter of at most 1 makes infinitely likely; of two such ends, the one
-        whose parameter is smaller.
+        The density of the value itself is infinite at the ends where a parameter is less than 1.
         """
-        alpha, beta = eta.double().exp().unbind(-1)
-        inside = (alpha > 1) & (beta > 1)
-        top = torch.where(inside, (alpha - 1) / torch.where(inside, alpha + beta - 2, 1.0), (beta < alpha).double())
-        return self._original(top)
+        log_alpha, log_beta = eta.double().unbind(-1)
+        return self._original(torch.sigmoid(log_alpha - log_beta))
 
     def sample(self, eta: Tensor, generator: torch.Generator | None = None) -> Tensor:
         alpha, beta = eta.double().exp().unbind(-1)

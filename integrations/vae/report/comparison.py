@@ -206,6 +206,9 @@ def shares_of_pull(conflicts: Conflicts) -> Tensor:
 
 
 def imbalance(lengths: Tensor) -> list[float]:
-    """How many times the longest is as long as the shortest, for each row; NaN where nothing is known."""
-    found: Sequence[Tensor] = [row[row > 0] for row in lengths]
+    """How many times the longest is as long as the shortest, for each row; NaN where nothing is known.
+
+    Infinite where a method silences a column.
+    """
+    found: Sequence[Tensor] = [row[~row.isnan()] for row in lengths]
     return [float(row.max() / row.min()) if len(row) else float("nan") for row in found]

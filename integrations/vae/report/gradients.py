@@ -17,6 +17,11 @@ from .text import escaped
 PAIRS_NAMED = 5
 MILD = -0.1
 NAME_LENGTH = 30
+# Where the blocks of the models with two of them are, by the name of the block.
+PLACES = {
+    "dreg": {"block": "the pass that trains the decoder", "encoder_block": "the pass that trains the encoder"},
+    "hivae": {"block": "the latent vector z", "s_block": "the latent classes s"},
+}
 
 
 def conflict_maps(comparison: Comparison) -> str:
@@ -28,15 +33,24 @@ def conflict_maps(comparison: Comparison) -> str:
     ]
     for arm in comparison.arms:
         for block, conflicts in arm.conflicts.items():
-            where = f" ({escaped(block.replace('_', ' '))})" if len(arm.conflicts) > 1 else ""
-            parts.append(
-                f'<h3><span class="swatch {kind_of(arm, comparison)}"></span>{escaped(arm.label)}{where}</h3>'
-            )
+            at = f", {escaped(place(comparison, block))}" if len(arm.conflicts) > 1 else ""
+            parts.append(f'<h3><span class="swatch {kind_of(arm, comparison)}"></span>{escaped(arm.label)}{at}</h3>')
             parts.append(f"<p>{_strongest(conflicts, names)}</p>")
             parts.append(f'<div class="maps">{_maps(arm, conflicts, comparison, limit)}</div>')
     if len(names) >= NUMBERED_FROM:
         parts.append('<p class="note">The numbers are those of the columns in the table of errors.</p>')
     return "".join(parts)
+
+
+def place(comparison: Comparison, block: str) -> str:
+    """Where in the model a block is, in words."""
+    return PLACES.get(comparison.settings["model"], {}).get(block, block.replace("_", " "))
+
+
+def where(comparison: Comparison) -> str:
+    """At which of several blocks the pulls that the page gives a single number of are; nothing to say of one."""
+    first, *others = comparison.plain.conflicts
+    return f", at {escaped(place(comparison, first))}" if others else ""
 
 
 def kind_of(arm: Arm, comparison: Comparison) -> str:
@@ -113,7 +127,8 @@ def pull_lines(comparison: Comparison) -> str:
     )
     label = escaped(comparison.surgery.label)
     return (
-        f"<figure>{chart}<figcaption>Length of the longest gradient by that of the shortest, logarithmic. "
+        f"<figure>{chart}<figcaption>Length of the longest gradient by that of the shortest, logarithmic"
+        f"{where(comparison)}. "
         f'<span><i class="key plain"></i>plain sum</span> <span><i class="key raw"></i>{label}, before its weights'
         f'</span> <span><i class="key surgery"></i>{label}, after them</span></figcaption></figure>'
     )

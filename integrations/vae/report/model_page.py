@@ -96,9 +96,9 @@ def _errors(table: Table, found: Tensor) -> Section:
     )
     says = (
         f"How far the {len(table):,} rows of the table, rebuilt by the model, are from the true ones. Numbers: root "
-        "mean squared error as a share of the column’s range. Categories: share of the rows that got a wrong one. "
-        "<em>Guessing</em> puts the mean, or the most frequent category, in every cell. Rows that the model was "
-        "trained on look better than new ones."
+        "mean squared error as a share of the column’s range (a constant column’s own units). Categories: share of "
+        "the rows that got a wrong one. <em>Guessing</em> puts the mean, or the most frequent category, in every "
+        "cell. Rows that the model was trained on look better than new ones."
     )
     return Section(
         "columns", "Error of every column", says, swatches({"surgery": "model", "guess": "guessing"}) + body
@@ -116,6 +116,7 @@ def _rebuilt(table: Table, found: Tensor, keys: Mapping[str, str]) -> Section:
         "rebuilt",
         "What the model makes of the table",
         "The distribution of each column: in the table, and in the most likely values that the model rebuilds it "
-        "with. An overlooked column shows as a single spike, the same value for every row.",
+        "with. An overlooked column shows as a single spike, the same value for every row. Lines that leave at the "
+        "top go higher.",
         swatches(keys) + marginals(table.schema, {"data": table.values, "surgery": found}),
     )

@@ -13,7 +13,7 @@ import gradsurgery as gs
 
 from .comparison import Comparison
 from .errors import errors
-from .gradients import conflict_maps, pull_lines, validation_lines
+from .gradients import conflict_maps, pull_lines, validation_lines, where
 from .headline import headline
 from .marginals import marginals
 from .schema_table import overriding, schema_table
@@ -33,9 +33,10 @@ class Section(NamedTuple):
 def comparison_page(comparison: Comparison) -> str:
     """The page, which needs nothing but a browser: no script, no file beside it, nothing from a network."""
     table, label = comparison.table, escaped(comparison.surgery.label)
+    columns = "1 column" if len(table.schema) == 1 else f"{len(table.schema)} columns"
     lead = (
         f"<p>A variational autoencoder squeezes each row of <strong>{escaped(comparison.title)}</strong> "
-        f"({len(table):,} rows, {len(table.schema)} columns) into a few numbers and rebuilds the row from them. Each "
+        f"({len(table):,} rows, {columns}) into a few numbers and rebuilds the row from them. Each "
         "column is a training goal of its own, and all goals pull on the same network. Ordinary training adds the "
         "pulls up: the <em>plain sum</em>. Columns that pull hard then drown out others, which the model overlooks. "
         f"<em>Gradient surgery</em>, here {label}, weighs the pulls before they are added. Two models were trained "
@@ -67,10 +68,11 @@ def _sections(comparison: Comparison) -> list[Section]:
             "columns",
             "Error of every column",
             "How far the rebuilt test rows are from the true ones. Numbers: root mean squared error as a share of "
-            "the column’s range. Categories: share of the rows that got a wrong one. <em>Guessing</em> puts the "
-            "mean, or the most frequent category, in every cell: a column that is hardly better was overlooked "
-            "(in skewed columns the most likely value is not the mean, which can make guessing look better). The "
-            "<em>share of the pull</em> tells how much of what moves the network came from that column.",
+            "the column’s range (a constant column’s own units). Categories: share of the rows that got a wrong "
+            "one. <em>Guessing</em> puts the mean, or the most frequent category, in every cell: a column that is "
+            "hardly better was overlooked (in skewed columns the most likely value is not the mean, which can make "
+            "guessing look better). The <em>share of the pull</em> tells how much of what moves the layers that all "
+            f"columns share came from that column{where(comparison)}.",
             legend(comparison, guess=True) + errors(comparison),
         ),
         Section(

@@ -2,11 +2,11 @@
 
 LIGHT = """
   --page: #ffffff; --ink: #1d2126; --dim: #5c6670; --rule: #dfe3e8; --card: #f5f7f9; --code: #f0f2f5;
-  --data: #c9ced5; --plain: #c75000; --surgery: #0069a8; --opposed: #d6453d; --agreeing: #2f9e6e;
+  --data: #c9ced5; --plain: #c75000; --surgery: #0069a8; --opposed: #e26a63; --agreeing: #45ad80;
 """
 DARK = """
   --page: #14171b; --ink: #e7eaee; --dim: #9aa5b1; --rule: #333a42; --card: #1d2228; --code: #22282f;
-  --data: #4c555f; --plain: #ff9248; --surgery: #5cb8f0; --opposed: #e5544b; --agreeing: #36a877;
+  --data: #4c555f; --plain: #ff9248; --surgery: #5cb8f0; --opposed: #b0443d; --agreeing: #27724f;
 """
 
 STYLE = (
@@ -46,7 +46,7 @@ a { color: var(--surgery); }
 .legend { display: flex; flex-wrap: wrap; gap: .2em 1.4em; font-size: .9rem; }
 .swatch, .key { display: inline-block; width: .85em; height: .85em; border-radius: 2px; margin-right: .45em; }
 .key { height: 0; width: 1.4em; border-top: 2.5px solid; border-radius: 0; vertical-align: .25em; margin-left: .6em; }
-.swatch.data { background: var(--data); }
+.swatch.data { background: var(--data); outline: 1px solid var(--dim); outline-offset: -1px; }
 .swatch.plain { background: var(--plain); }
 .swatch.surgery { background: var(--surgery); }
 .swatch.guess { background: var(--ink); width: 3px; height: 1em; vertical-align: -.1em; }
@@ -82,7 +82,7 @@ svg .cell { font-size: 12px; }
 .bar.surgery { fill: var(--surgery); }
 .guess { fill: var(--ink); }
 .axis, .grid { fill: var(--rule); }
-.shape.data { fill: var(--data); }
+.shape.data { fill: var(--data); stroke: var(--dim); stroke-width: .6; }
 .shape.plain, .shape.surgery, .line { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
 .shape.plain { stroke: var(--plain); stroke-dasharray: 4 2; }
 .shape.surgery, .line.surgery { stroke: var(--surgery); }

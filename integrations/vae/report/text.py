@@ -78,9 +78,11 @@ def times(value: float) -> str:
     """How many times one thing is another.
 
     Example:
-        >>> times(2431.0), times(2.55)
-        ('2,431', '2.5')
+        >>> times(2431.0), times(2.55), times(math.inf)
+        ('2,431', '2.5', '∞')
     """
+    if value == math.inf:
+        return "∞"
     return "–" if not math.isfinite(value) else f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
 
 
