@@ -48,7 +48,8 @@ class LossBalancer(GramianAggregator):
         - output: ``(..., K)``, non-negative; zero for zero rows.
 
     Raises:
-        ValueError: ``beta`` is out of its range.
+        TypeError: ``beta`` is not a number.
+        ValueError: it is out of its range.
 
     Cost:
         A few operations on K numbers; a state of 2K numbers.
@@ -72,6 +73,8 @@ class LossBalancer(GramianAggregator):
 
     def __init__(self, beta: float = 0.999) -> None:
         super().__init__()
+        if isinstance(beta, bool) or not isinstance(beta, int | float):
+            raise TypeError(f"LossBalancer: `beta` must be a number, got {beta!r}.")
         if not 0 <= beta <= 1:
             raise ValueError(f"LossBalancer: `beta` must be in [0, 1], got {beta!r}.")
         self.beta = float(beta)

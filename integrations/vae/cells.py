@@ -138,6 +138,8 @@ def decode_cells(values: Floats, column: Column) -> pd.Series:
     dtype = "float64" if column.dtype in (None, "bool", "boolean") else column.dtype
     whole = column.kind == "count" or "int" in dtype.lower()
     cells = _within(np.rint(values), dtype) if whole else values
+    if whole and column.zeros in ("missing", "raise"):
+        cells = cells.clip(1.0)  # rounded to zero, a cell that was filled in would be missing again
     if not missing.any():
         return pd.Series(cells, name=column.name).astype(dtype)
     return pd.Series(cells, name=column.name).astype(_nullable(dtype))

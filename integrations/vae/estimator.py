@@ -187,7 +187,8 @@ class HeterogeneousVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 
         Args:
             X: As for :meth:`transform`. The zeros of a column whose ``zeros`` are ``"missing"`` are.
-            draws: ``None``: the most likely cells at the mode of the posterior, one DataFrame. A number m >= 1: m
+            draws: ``None``: what stands for each cell's distribution (:meth:`Likelihood.mode`) at the mode of the
+                posterior, one DataFrame. A number m >= 1: m
                 DataFrames, each from one draw z ~ q(z | x) and x ~ p(x | z): multiple imputation, whose spread shows
                 what is not known.
             random_state: Of the draws. ``None``: the estimator's.

@@ -37,7 +37,11 @@ class Likelihood(ABC):
 
     @abstractmethod
     def mode(self, eta: Tensor) -> Tensor:
-        """The most likely value, in original units; of a density, in a scale where it has its peak inside."""
+        """The value that stands for the distribution, in original units.
+
+        The most likely one; where that would be an end of the range whatever the middle is, the mean: gamma, exponential,
+        beta, negative binomial.
+        """
 
     @abstractmethod
     def sample(self, eta: Tensor, generator: torch.Generator | None = None) -> Tensor:

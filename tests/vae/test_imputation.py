@@ -86,6 +86,10 @@ def test_zeros_that_mean_missing_are_filled() -> None:
     assert done.dtype == "int64"
 
 
+def test_zeros_that_mean_missing_are_not_filled_with_zeros() -> None:
+    assert filled(pd.Series([0, 4, 90, 4000]), 0.3, kind="positive", zeros="missing").tolist() == [1, 4, 90, 4000]
+
+
 def test_a_number_beyond_the_dtype_leaves_it() -> None:
     fitted = pd.Series(np.arange(1, 60) ** 2)
     series = pd.Series([0, 4, 90], dtype="uint8")

@@ -157,7 +157,18 @@ def test_draws_have_the_moments_of_the_density(likelihood: Likelihood) -> None:
             assert float((draws**power).mean()) == pytest.approx(wanted, abs=5 * spread / 200 + 1e-12)
 
 
-@pytest.mark.parametrize("likelihood", [case for case, _ in CODES], ids=name_of)
+def test_mode_of_dispersed_counts_is_their_rounded_mean() -> None:
+    likelihood = NegativeBinomial(9)
+    counts = torch.arange(100_000.0, dtype=torch.float64)
+    for eta in likelihood.natural(random_raw(likelihood, 20, scale=2.0)):
+        chances = likelihood.log_prob(counts, eta.expand(len(counts), -1)).exp()
+        if chances.sum() > 1 - 1e-9:
+            assert float(likelihood.mode(eta)) == pytest.approx(float((counts * chances).sum()), abs=0.5 + 1e-3)
+
+
+@pytest.mark.parametrize(
+    "likelihood", [case for case, _ in CODES if not isinstance(case, NegativeBinomial)], ids=name_of
+)
 def test_mode_of_codes_is_the_likeliest(likelihood: Likelihood) -> None:
     values, _ = grid(likelihood)
     for eta in likelihood.natural(random_raw(likelihood, 40, scale=2.0)):
@@ -197,6 +208,12 @@ def test_modes_are_cells_that_can_be_encoded_again(likelihood: Likelihood) -> No
     """Also where the density of the value itself is largest at an end, of which no logarithm exists."""
     eta = torch.tensor([[-0.5, -1.0], [0.2, -3.0], [-3.0, 0.2]], dtype=torch.float64)
     assert torch.isfinite(likelihood.transform(likelihood.mode(eta))).all()
+
+
+def test_draws_of_shares_stay_inside() -> None:
+    """Where most log-odds are beyond what a float64 between 0 and 1 can express."""
+    draws = Beta().sample(torch.full((500, 2), -4.0), torch.Generator().manual_seed(0))
+    assert torch.isfinite(Beta().transform(draws)).all()
 
 
 def test_helpers() -> None:

@@ -87,8 +87,8 @@ class NegativeBinomial(Poisson):
         >>> eta = torch.tensor([4.0, 2.0]).log()
         >>> NegativeBinomial(77).log_prob(torch.tensor(0.0), eta).exp()  # (r / (r + m))^r = 1 / 9
         tensor(0.1111)
-        >>> NegativeBinomial(77).mode(eta)  # floor of m (r - 1) / r
-        tensor(2., dtype=torch.float64)
+        >>> NegativeBinomial(77).mode(eta)
+        tensor(4., dtype=torch.float64)
     """
 
     num_parameters = 2
@@ -104,8 +104,11 @@ class NegativeBinomial(Poisson):
         return ways - size * functional.softplus(log_ratio) - scaled * functional.softplus(-log_ratio)
 
     def mode(self, eta: Tensor) -> Tensor:
-        log_mean, log_size = eta.double().unbind(-1)
-        return (log_mean.exp() * (1.0 - torch.exp(-log_size)).clamp(min=0.0)).floor()
+        """The mean, rounded.
+
+        The likeliest count is 0 wherever the size is at most 1, whatever the mean: it would stand for no cell.
+        """
+        return eta[..., 0].double().exp().round()
 
     def sample(self, eta: Tensor, generator: torch.Generator | None = None) -> Tensor:
         log_mean, log_size = eta.double().unbind(-1)

@@ -11,6 +11,9 @@ from torch.nn import functional
 from ..likelihood import Likelihood
 from .numerics import LOG_SHAPES, log_gamma_remainder, log_standard_gamma, soft_bound
 
+# The smallest distance of a share from 1 in float64.
+INSIDE = 2.0**-53
+
 
 class Beta(Likelihood):
     r"""Shares between 0 and 1, unscaled.
@@ -77,6 +80,8 @@ class Beta(Likelihood):
         return self._original(torch.sigmoid(odds))
 
     def _original(self, squeezed: Tensor) -> Tensor:
+        if not self.squeeze:
+            return squeezed.clamp(INSIDE, 1.0 - INSIDE)  # a draw that rounds to an end has no log-odds
         return ((squeezed - self.squeeze) / (1 - 2 * self.squeeze)).clamp(0.0, 1.0)
 
     def transform(self, values: Tensor) -> Tensor:
