@@ -39,8 +39,8 @@ class Likelihood(ABC):
     def mode(self, eta: Tensor) -> Tensor:
         """The value that stands for the distribution, in original units.
 
-        The most likely one; where that would be an end of the range whatever the middle is, the mean: gamma, exponential,
-        beta, negative binomial.
+        The most likely one; where that would be an end of the range whatever the middle is, the mean: gamma,
+        exponential, beta, negative binomial.
         """
 
     @abstractmethod
