@@ -81,9 +81,9 @@ class Table:
     """The library's VAE on a table of normal and categorical columns: its decoder is a trunk with a block."""
 
     def __init__(self, width: int, batch: int, columns: int) -> None:
-        from gradsurgery.integrations.vae.encoding import Batch
         from gradsurgery.integrations.vae.likelihoods import Categorical, Normal
-        from gradsurgery.integrations.vae.model import VAE
+        from gradsurgery.integrations.vae.models.vae import VAE
+        from gradsurgery.integrations.vae.tables.encoding import Batch
 
         torch.manual_seed(0)
         self.count = columns
@@ -95,7 +95,7 @@ class Table:
         self.parameters = list(self.vae.parameters())
 
     def loss(self, block: gs.ImpartialityBlock | None) -> Tensor:
-        from gradsurgery.integrations.vae.objective import negative_elbo
+        from gradsurgery.integrations.vae.models.objective import negative_elbo
 
         self.vae.block = block  # type: ignore[assignment]  # without one, its heads get the plain sum
         return negative_elbo(self.vae, self.batch).total

@@ -15,10 +15,10 @@ from recording import save
 
 from gradsurgery.integrations.vae import Table
 from gradsurgery.integrations.vae.cli.tables import read_table
-from gradsurgery.integrations.vae.methods import build_method
-from gradsurgery.integrations.vae.models import MODELS
-from gradsurgery.integrations.vae.preparation import Settings, prepare
-from gradsurgery.integrations.vae.stacked_loop import StackedLoop
+from gradsurgery.integrations.vae.models.registry import MODELS
+from gradsurgery.integrations.vae.stacked.loop import StackedLoop
+from gradsurgery.integrations.vae.training.methods import build_method
+from gradsurgery.integrations.vae.training.preparation import Settings, prepare
 
 ROOT = Path(__file__).parent.parent
 METHODS = ("sum", "lossbalancer", "gradnorm", "upgrad", "pcgrad", "lossbalancer+pcgrad", "graddrop")

@@ -42,7 +42,7 @@ def test_all_resolves_and_is_small() -> None:
 
 def test_the_modules_are_found() -> None:
     assert "gradsurgery.optimizer" in MODULES
-    assert "gradsurgery.integrations.vae.schema" in MODULES
+    assert "gradsurgery.integrations.vae.tables.schema" in MODULES
 
 
 @pytest.mark.parametrize("name", MODULES)

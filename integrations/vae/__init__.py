@@ -22,14 +22,6 @@ except ImportError as error:
         'Run: pip install "gradsurgery[vae]"'
     ) from error
 
-from .column import Column
-from .encoding import Batch, Encoding
-from .evaluation import Evaluation
-from .figures import draw_comparison, save_figure
-from .hivae import HIVAE
-from .importance import IWAE, DReG
-from .latent_model import LatentModel
-from .likelihood import Likelihood
 from .likelihoods import (
     Bernoulli,
     Beta,
@@ -44,15 +36,23 @@ from .likelihoods import (
     Poisson,
     ZeroTruncatedPoisson,
 )
-from .model import VAE
-from .run import Run
-from .schema import Schema
-from .stacked import fit_seeds
-from .table import Split, Table
-from .training import fit
+from .likelihoods.base import Likelihood
+from .models.hivae import HIVAE
+from .models.importance import IWAE, DReG
+from .models.latent_model import LatentModel
+from .models.vae import VAE
+from .report.figures import draw_comparison, save_figure
+from .stacked.single import fit
+from .stacked.training import fit_seeds
+from .tables.column import Column
+from .tables.encoding import Batch, Encoding
+from .tables.schema import Schema
+from .tables.table import Split, Table
+from .training.evaluation import Evaluation
+from .training.run import Run
 
 if TYPE_CHECKING:
-    from .estimator import HeterogeneousVAE
+    from .estimator.estimator import HeterogeneousVAE
 
 __all__ = [
     "HIVAE",
@@ -92,7 +92,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """The estimator needs scikit-learn, which nothing else here does: it is imported when it is asked for."""
     if name == "HeterogeneousVAE":
-        from .estimator import HeterogeneousVAE
+        from .estimator.estimator import HeterogeneousVAE
 
         return HeterogeneousVAE
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

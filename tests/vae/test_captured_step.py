@@ -18,16 +18,16 @@ from torch.utils._pytree import tree_leaves
 import gradsurgery as gs
 from gradsurgery.aggregators import host as placement
 from gradsurgery.integrations.vae import Run, Table, fit
-from gradsurgery.integrations.vae import stacked_surgery as surgery
-from gradsurgery.integrations.vae.captured_method import is_capturable, solve_in_place
-from gradsurgery.integrations.vae.captured_step import WARM_UP, CapturedStep, CudaGraphs
-from gradsurgery.integrations.vae.methods import build_method
-from gradsurgery.integrations.vae.models import MODELS, ModelName
-from gradsurgery.integrations.vae.preparation import Settings, prepare
-from gradsurgery.integrations.vae.stacked import fit_seeds
-from gradsurgery.integrations.vae.stacked_loop import StackedLoop
-from gradsurgery.integrations.vae.stacked_state import StackedState
-from gradsurgery.integrations.vae.stacked_surgery import StackedBlocks
+from gradsurgery.integrations.vae.models.registry import MODELS, ModelName
+from gradsurgery.integrations.vae.stacked import surgery
+from gradsurgery.integrations.vae.stacked.captured_method import is_capturable, solve_in_place
+from gradsurgery.integrations.vae.stacked.captured_step import WARM_UP, CapturedStep, CudaGraphs
+from gradsurgery.integrations.vae.stacked.loop import StackedLoop
+from gradsurgery.integrations.vae.stacked.state import StackedState
+from gradsurgery.integrations.vae.stacked.surgery import StackedBlocks
+from gradsurgery.integrations.vae.stacked.training import fit_seeds
+from gradsurgery.integrations.vae.training.methods import build_method
+from gradsurgery.integrations.vae.training.preparation import Settings, prepare
 
 SEEDS = (0, 3)
 CAPTURABLE = ("sum", "lossbalancer", "gradnorm", "upgrad")

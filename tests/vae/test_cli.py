@@ -276,7 +276,7 @@ def test_the_command_is_declared() -> None:
 def test_reports_of_tables_need_no_estimator(
     folder: Path, run: Run, fails: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "gradsurgery.integrations.vae.estimator", None)
+    monkeypatch.setitem(sys.modules, "gradsurgery.integrations.vae.estimator.estimator", None)
     run("report", folder / "people.csv", *QUICK, "--out", tmp_path / "r.html")
     assert "estimator" in fails("sample", folder / "people.gsvae", "--rows", 1, "--out", tmp_path / "s.csv")
 

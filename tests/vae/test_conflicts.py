@@ -8,9 +8,9 @@ from torch import Tensor
 
 import gradsurgery as gs
 from gradsurgery.integrations.vae import Table, fit, fit_seeds
-from gradsurgery.integrations.vae.conflicts import ConflictRecorder, conflicts_of
-from gradsurgery.integrations.vae.methods import METHODS, build_method
-from gradsurgery.integrations.vae.preparation import Settings, batches, prepare
+from gradsurgery.integrations.vae.report.conflicts import ConflictRecorder, conflicts_of
+from gradsurgery.integrations.vae.training.methods import METHODS, build_method
+from gradsurgery.integrations.vae.training.preparation import Settings, batches, prepare
 
 
 def _jacobians(count: int, seed: int = 0) -> Tensor:

@@ -7,7 +7,7 @@ import scipy.stats
 import torch
 
 from gradsurgery.integrations.vae import Batch, Column, Encoding, LogNormal, Normal, Schema, Table
-from gradsurgery.integrations.vae.encoder_inputs import Inputs
+from gradsurgery.integrations.vae.tables.encoder_inputs import Inputs
 
 TRAIN = torch.arange(8)
 

@@ -18,9 +18,9 @@ from sklearn.utils import estimator_checks
 
 import gradsurgery as gs
 from gradsurgery.integrations.vae import Column, Schema, Table
-from gradsurgery.integrations.vae.estimator import HeterogeneousVAE, expected_failed_checks
-from gradsurgery.integrations.vae.evaluation import reconstruct
-from gradsurgery.integrations.vae.models import MODELS
+from gradsurgery.integrations.vae.estimator.estimator import HeterogeneousVAE, expected_failed_checks
+from gradsurgery.integrations.vae.models.registry import MODELS
+from gradsurgery.integrations.vae.training.evaluation import reconstruct
 
 KINDS = {"visits": "count"}
 

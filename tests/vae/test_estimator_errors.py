@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from sklearn.exceptions import NotFittedError
 
-from gradsurgery.integrations.vae.estimator import HeterogeneousVAE
+from gradsurgery.integrations.vae.estimator.estimator import HeterogeneousVAE
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def test_arguments(
 
 
 def test_missing_scikit_learn_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    name = "gradsurgery.integrations.vae.estimator"
+    name = "gradsurgery.integrations.vae.estimator.estimator"
     monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "sklearn.base", None)
     with pytest.raises(ImportError, match=r'scikit-learn must be installed.*pip install "gradsurgery\[vae\]"'):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gradsurgery.integrations.vae import VAE, Encoding, Evaluation, Normal, Schema, Table, fit
-from gradsurgery.integrations.vae.evaluation import column_errors, natural_parameters, reconstruct
+from gradsurgery.integrations.vae.training.evaluation import column_errors, natural_parameters, reconstruct
 
 FRAME = pd.DataFrame(
     {
@@ -81,7 +81,7 @@ def test_many_rows_are_reconstructed_in_parts(table: Table, monkeypatch: pytest.
     vae = VAE(encoding.num_features, encoding.likelihoods, generator=torch.Generator().manual_seed(0))
     features = encoding.encode(table).features
     whole = reconstruct(vae, features)
-    monkeypatch.setattr("gradsurgery.integrations.vae.evaluation.ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("gradsurgery.integrations.vae.training.evaluation.ROWS_AT_ONCE", 7)
     torch.testing.assert_close(reconstruct(vae, features), whole, rtol=1e-4, atol=1e-4)
 
 

@@ -10,13 +10,14 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from gradsurgery.integrations.vae import Schema, Table, fit_seeds, stacked_loop
+from gradsurgery.integrations.vae import Schema, Table, fit_seeds
 from gradsurgery.integrations.vae.experiment import corrected_t_test, training
 from gradsurgery.integrations.vae.experiment.__main__ import main
 from gradsurgery.integrations.vae.experiment.options import parse, plan
 from gradsurgery.integrations.vae.experiment.record import finished
 from gradsurgery.integrations.vae.experiment.tables import load_tables
-from gradsurgery.integrations.vae.methods import build_method
+from gradsurgery.integrations.vae.stacked import loop as stacked_loop
+from gradsurgery.integrations.vae.training.methods import build_method
 
 QUICK = ("--epochs", "2", "--seeds", "2", "--batch-size", "64")
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from gradsurgery.integrations.vae import Run, Table, fit_seeds
-from gradsurgery.integrations.vae.evaluation import column_errors
 from gradsurgery.integrations.vae.experiment import hide_cells, imputation_errors
 from gradsurgery.integrations.vae.experiment.seed_result import seed_result
+from gradsurgery.integrations.vae.training.evaluation import column_errors
 
 
 @pytest.fixture(name="hidden", scope="module")

@@ -31,8 +31,7 @@ from gradsurgery.integrations.vae import (
     Table,
     ZeroTruncatedPoisson,
 )
-from gradsurgery.integrations.vae.evaluation import column_errors
-from gradsurgery.integrations.vae.hivae import (
+from gradsurgery.integrations.vae.models.hivae import (
     HIVAE,
     divergence_of_s,
     divergence_of_z,
@@ -40,11 +39,12 @@ from gradsurgery.integrations.vae.hivae import (
     relaxed_draw,
     temperature,
 )
-from gradsurgery.integrations.vae.methods import build_method
-from gradsurgery.integrations.vae.model import Posterior
-from gradsurgery.integrations.vae.objective import column_losses
-from gradsurgery.integrations.vae.stacked_hivae import StackedHIVAE
-from gradsurgery.integrations.vae.stacked_likelihoods import StackedLikelihoods
+from gradsurgery.integrations.vae.models.objective import column_losses
+from gradsurgery.integrations.vae.models.vae import Posterior
+from gradsurgery.integrations.vae.stacked.hivae import StackedHIVAE
+from gradsurgery.integrations.vae.stacked.likelihoods import StackedLikelihoods
+from gradsurgery.integrations.vae.training.evaluation import column_errors
+from gradsurgery.integrations.vae.training.methods import build_method
 
 # Kinds interleaved, so that a stack's groups are not in the order of the columns.
 LIKELIHOODS: list[Likelihood] = [

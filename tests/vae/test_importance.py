@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 import gradsurgery as gs
-from gradsurgery.integrations.vae import IWAE, Batch, Bernoulli, Categorical, DReG, Normal, Poisson, importance
-from gradsurgery.integrations.vae.importance import log_ratio, normalised
-from gradsurgery.integrations.vae.objective import column_log_probs
+from gradsurgery.integrations.vae import IWAE, Batch, Bernoulli, Categorical, DReG, Normal, Poisson
+from gradsurgery.integrations.vae.models import importance
+from gradsurgery.integrations.vae.models.importance import log_ratio, normalised
+from gradsurgery.integrations.vae.models.objective import column_log_probs
 
 LIKELIHOODS = (Normal(), Poisson(9), Bernoulli(), Categorical(3))
 ROWS, DRAWS = 12, 5

@@ -20,7 +20,7 @@ from gradsurgery.integrations.vae import (
     ZeroTruncatedPoisson,
     fit,
 )
-from gradsurgery.integrations.vae.column import FITTING
+from gradsurgery.integrations.vae.tables.column import FITTING
 
 RNG = np.random.default_rng(0)
 SHARES = RNG.beta(1, 1, 200)

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, distributions
 
 from gradsurgery.integrations.vae import VAE, Batch, Encoding, Table
-from gradsurgery.integrations.vae.model import Posterior, kl_divergence
-from gradsurgery.integrations.vae.objective import column_losses
+from gradsurgery.integrations.vae.models.objective import column_losses
+from gradsurgery.integrations.vae.models.vae import Posterior, kl_divergence
 
 
 @pytest.fixture(name="batch")

@@ -13,13 +13,13 @@ import torch
 
 from gradsurgery import ImpartialityBlock
 from gradsurgery.integrations.vae import Evaluation, Schema, Table, fit
-from gradsurgery.integrations.vae.column import Column
-from gradsurgery.integrations.vae.conflicts import ConflictRecorder
-from gradsurgery.integrations.vae.models import MODELS, ModelName
+from gradsurgery.integrations.vae.models.registry import MODELS, ModelName
 from gradsurgery.integrations.vae.report import Comparison, compare, comparison_page, model_page
 from gradsurgery.integrations.vae.report.comparison import guess_errors, imbalance, stage_ends, steps_an_epoch
+from gradsurgery.integrations.vae.report.conflicts import ConflictRecorder
 from gradsurgery.integrations.vae.report.headline import headline, verdict
 from gradsurgery.integrations.vae.report.schema_table import LABELS_WRITTEN, overriding
+from gradsurgery.integrations.vae.tables.column import Column
 
 VOID = {"meta", "rect", "path", "circle", "img", "br", "link"}
 

@@ -11,10 +11,10 @@ import pytest
 
 import gradsurgery as gs
 from gradsurgery.integrations.vae import Column, Schema
-from gradsurgery.integrations.vae.archive import DOCUMENT, write_archive
-from gradsurgery.integrations.vae.column import FITTING
-from gradsurgery.integrations.vae.estimator import HeterogeneousVAE
-from gradsurgery.integrations.vae.models import MODELS
+from gradsurgery.integrations.vae.estimator.archive import DOCUMENT, write_archive
+from gradsurgery.integrations.vae.estimator.estimator import HeterogeneousVAE
+from gradsurgery.integrations.vae.models.registry import MODELS
+from gradsurgery.integrations.vae.tables.column import FITTING
 
 
 @pytest.fixture(scope="module")

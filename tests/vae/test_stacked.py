@@ -31,18 +31,18 @@ from gradsurgery.integrations.vae import (
     Table,
     ZeroTruncatedPoisson,
     fit,
-    stacked,
 )
-from gradsurgery.integrations.vae.best_epoch import BestEpoch, Epoch
-from gradsurgery.integrations.vae.evaluation import column_errors, reconstruct
-from gradsurgery.integrations.vae.likelihood import Likelihood
-from gradsurgery.integrations.vae.methods import build_method
-from gradsurgery.integrations.vae.models import MODELS, ModelName
-from gradsurgery.integrations.vae.objective import column_losses
-from gradsurgery.integrations.vae.preparation import Settings, batches, prepare
-from gradsurgery.integrations.vae.stacked import fit_seeds
-from gradsurgery.integrations.vae.stacked_likelihoods import StackedLikelihoods
-from gradsurgery.integrations.vae.stacked_surgery import StackedBlocks
+from gradsurgery.integrations.vae.likelihoods.base import Likelihood
+from gradsurgery.integrations.vae.models.objective import column_losses
+from gradsurgery.integrations.vae.models.registry import MODELS, ModelName
+from gradsurgery.integrations.vae.stacked import training as stacked_training
+from gradsurgery.integrations.vae.stacked.likelihoods import StackedLikelihoods
+from gradsurgery.integrations.vae.stacked.surgery import StackedBlocks
+from gradsurgery.integrations.vae.stacked.training import fit_seeds
+from gradsurgery.integrations.vae.training.best_epoch import BestEpoch, Epoch
+from gradsurgery.integrations.vae.training.evaluation import column_errors, reconstruct
+from gradsurgery.integrations.vae.training.methods import build_method
+from gradsurgery.integrations.vae.training.preparation import Settings, batches, prepare
 
 SEEDS = (0, 3, 5)
 METHODS = ("sum", "gradnorm", "lossbalancer", "upgrad", "pcgrad", "graddrop", "gradnorm+upgrad", "gradnorm+pcgrad")
@@ -362,7 +362,7 @@ def test_an_epoch_of_broken_weights_is_not_the_best(table: Table, monkeypatch: p
         cells[:, table.schema.names.index("income")] = next(found)
         return cells
 
-    monkeypatch.setattr(stacked, "reconstruct", broken)
+    monkeypatch.setattr(stacked_training, "reconstruct", broken)
     (run,) = fit_seeds(table, seeds=[0], epochs=3)
     assert [math.isnan(epoch.validation_error) for epoch in run.history] == [True, False, True]
     assert run.best_epoch == 1

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from gradsurgery.integrations.vae.cli.arguments import build_parser
-from gradsurgery.integrations.vae.column import FITTING
 from gradsurgery.integrations.vae.experiment.options import parse
+from gradsurgery.integrations.vae.tables.column import FITTING
 
 PAGE = (Path(__file__).parents[2] / "docs" / "tables.md").read_text()
 

@@ -7,8 +7,8 @@ import torch
 
 import gradsurgery as gs
 from gradsurgery.integrations.vae import Run, Schema, Table, fit
-from gradsurgery.integrations.vae.methods import METHODS, build_method
-from gradsurgery.integrations.vae.preparation import batches
+from gradsurgery.integrations.vae.training.methods import METHODS, build_method
+from gradsurgery.integrations.vae.training.preparation import batches
 
 
 def weights(run: Run) -> torch.Tensor:

@@ -6,8 +6,8 @@ import argparse
 import sys
 from typing import Any, NoReturn
 
-from ..methods import METHODS
-from ..models import MODELS
+from ..models.registry import MODELS
+from ..training.methods import METHODS
 from . import commands
 from .compare import compare
 from .tables import SHIPPED

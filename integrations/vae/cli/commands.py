@@ -10,15 +10,15 @@ import pandas as pd
 import torch
 
 from ..atomic import write_whole
-from ..evaluation import Evaluation
 from ..report import compare, comparison_page, model_page
 from ..report.text import shortened
-from ..schema import Schema
-from ..table import Table
+from ..tables.schema import Schema
+from ..tables.table import Table
+from ..training.evaluation import Evaluation
 from .tables import SHIPPED, read_table, refuse_overwriting, write_filled, write_table
 
 if TYPE_CHECKING:
-    from ..estimator import HeterogeneousVAE
+    from ..estimator.estimator import HeterogeneousVAE
 
 ZIP = b"PK"  # how a saved model begins
 
@@ -154,7 +154,7 @@ def format_errors(evaluation: Evaluation) -> str:
 
 def _estimator() -> type[HeterogeneousVAE]:
     """Needs scikit-learn, which a report of a table does not."""
-    from ..estimator import HeterogeneousVAE
+    from ..estimator.estimator import HeterogeneousVAE
 
     return HeterogeneousVAE
 

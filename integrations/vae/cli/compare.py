@@ -15,15 +15,15 @@ from typing import Any
 import torch
 
 from ..atomic import write_whole
-from ..evaluation import Evaluation
-from ..figures import draw_comparison, save_figure
-from ..methods import build_method
-from ..run import Run
-from ..schema import Schema
-from ..stacked import fit_seeds
-from ..stacked_evaluation import MedianEvaluation
-from ..table import Table
-from ..training import fit
+from ..report.figures import draw_comparison, save_figure
+from ..stacked.medians import MedianEvaluation
+from ..stacked.single import fit
+from ..stacked.training import fit_seeds
+from ..tables.schema import Schema
+from ..tables.table import Table
+from ..training.evaluation import Evaluation
+from ..training.methods import build_method
+from ..training.run import Run
 from .tables import read_table
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..atomic import write_whole
-from ..frame import read_csv
+from ..tables.frame import read_csv
 
 SHIPPED = ("randhie", "anes96")
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ..identity import describe_method, table_digest
-from ..methods import build_method
-from ..models import ModelName
-from ..table import Table
+from ..models.registry import ModelName
+from ..tables.table import Table
+from ..training.identity import describe_method, table_digest
+from ..training.methods import build_method
 
 LEARNING_RATE = 1e-3
 SMALL_TABLE = 10_000

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..evaluation import column_errors
-from ..table import Table
+from ..tables.table import Table
+from ..training.evaluation import column_errors
 
 
 def hide_cells(table: Table, share: float, seed: int) -> Table:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 
-from ..methods import METHODS
-from ..models import MODELS
-from ..table import Table
+from ..models.registry import MODELS
+from ..tables.table import Table
+from ..training.methods import METHODS
 from .cell import Cell, published_epochs
 
 QUICK_EPOCHS = 3

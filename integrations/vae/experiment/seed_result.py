@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from ..evaluation import mean_of
-from ..run import Part, Run
-from ..table import Table
+from ..tables.table import Table
+from ..training.evaluation import mean_of
+from ..training.run import Part, Run
 from .hidden_cells import imputation_errors
 
 PARTS: tuple[Part, ...] = ("train", "validation", "test")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from ..schema import Schema
-from ..table import Table
+from ..tables.schema import Schema
+from ..tables.table import Table
 
 QUICK_ROWS = 2000
 

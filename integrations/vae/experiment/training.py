@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from ..methods import build_method
-from ..stacked import fit_seeds
-from ..stacked_checkpoint import training_seconds
+from ..stacked.checkpoint import training_seconds
+from ..stacked.training import fit_seeds
+from ..training.methods import build_method
 from .cell import LEARNING_RATE, Cell
 from .hidden_cells import hide_cells
 from .record import Record, failed, finished, write_record

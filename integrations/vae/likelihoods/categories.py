@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..likelihood import Likelihood
+from .base import Likelihood
 from .numerics import log_softmax
 
 # Keeps every category between two others possible where softplus underflows.

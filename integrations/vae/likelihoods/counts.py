@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..likelihood import Likelihood
+from .base import Likelihood
 from .numerics import LOG_MEANS, LOG_SHAPES, log_standard_gamma, soft_bound
 
 # At this log-rate all but 1 in 40,000 of the counts that are not 0 are 1.

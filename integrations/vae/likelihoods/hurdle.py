@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..likelihood import Likelihood
+from .base import Likelihood
 from .counts import ZeroTruncatedPoisson
 
 # Stands for zero among scaled values: below any logarithm, and finite in float32.

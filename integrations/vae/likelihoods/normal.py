@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..likelihood import Likelihood
+from .base import Likelihood
 from .checks import check_shift, check_weight
 
 # -eta2 = 1 / (2 sigma^2) of a scaled value: sigma stays below 22 standard deviations of the column, so

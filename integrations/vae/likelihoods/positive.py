@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..likelihood import Likelihood
+from .base import Likelihood
 from .checks import check_shift, check_weight
 from .numerics import LOG_MEANS, LOG_SHAPES, log_gamma_remainder, log_standard_gamma, soft_bound
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..likelihood import Likelihood
+from .base import Likelihood
 from .numerics import LOG_SHAPES, log_gamma_remainder, log_standard_gamma, soft_bound
 
 # The smallest distance of a share from 1 in float64.

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from ..cells import Floats
-from ..column import Column
+from ..tables.cells import Floats
+from ..tables.column import Column
 
 BINS = 24
 SKEWED = 50  # the largest by the smallest amount from which on bins grow with the amounts

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from ..cells import Floats
+from ..tables.cells import Floats
 from . import text
 from .svg import Point, drawing, line, outline, rectangle, words
 

@@ -11,15 +11,15 @@ from torch import Tensor
 
 import gradsurgery as gs
 
-from ..conflicts import ConflictRecorder, Conflicts, conflicts_of
-from ..evaluation import Evaluation, column_errors
-from ..imputation import prior_rows
-from ..methods import build_method
-from ..models import ModelName
-from ..preparation import Settings, batches, check_integer
-from ..run import Run
-from ..stacked import fit_seeds
-from ..table import Table
+from ..estimator.imputation import prior_rows
+from ..models.registry import ModelName
+from ..stacked.training import fit_seeds
+from ..tables.table import Table
+from ..training.evaluation import Evaluation, column_errors
+from ..training.methods import build_method
+from ..training.preparation import Settings, batches, check_integer
+from ..training.run import Run
+from .conflicts import ConflictRecorder, Conflicts, conflicts_of
 
 STAGES = 25
 SAMPLED_ROWS = 4000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ..evaluation import mean_of
+from ..training.evaluation import mean_of
 from . import text
 from .charts import bars
 from .comparison import Comparison, shares_of_pull

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..evaluation import mean_of
+from ..training.evaluation import mean_of
 from . import text
 from .comparison import Comparison, imbalance
 from .gradients import where

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor
 
-from ..cells import Floats
-from ..column import Column
-from ..schema import Schema
+from ..tables.cells import Floats
+from ..tables.column import Column
+from ..tables.schema import Schema
 from . import text
 from .bins import bin_edges, grows
 from .charts import LABELS_SHOWN, histogram, shares

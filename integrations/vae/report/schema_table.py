@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import torch
 
-from ..column import FITTING, Column, Kind, Zeros
-from ..schema import Schema
-from ..table import Table
+from ..tables.column import FITTING, Column, Kind, Zeros
+from ..tables.schema import Schema
+from ..tables.table import Table
 from . import text
 from .text import escaped
 

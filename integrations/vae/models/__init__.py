@@ -1,0 +1,1 @@
+"""The generative models, each for itself."""

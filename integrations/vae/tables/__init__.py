@@ -1,0 +1,1 @@
+"""From a DataFrame to tensors: what the columns hold, how they are written, how they are scaled."""

@@ -1,0 +1,1 @@
+"""What one training needs: settings, methods, progress, evaluation, the run that comes out."""
