@@ -31,21 +31,21 @@ PUBLISHED = {
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
-    """The finished cells of an experiment, without their histories and schemas."""
+    """The finished cells of an experiment, without the histories of their seeds."""
     records = []
     for path in sorted(folder.glob("*.json")):
         record = json.loads(path.read_text())
         if not isinstance(record, dict) or record.get("status") != "finished":
             continue  # the summary
-        del record["schema"]
-        for seed in record["seeds"]:
-            del seed["losses"], seed["validation_errors"], seed["log_likelihoods"]
+        kept = ("seed", "error", "log_likelihood", "best_epoch")
+        record["seeds"] = [{key: seed[key] for key in kept} for seed in record["seeds"]]
         records.append(record)
     return records
 
 
 def print_table(records: list[dict[str, Any]]) -> None:
     """One line a model and training: published, measured, over how many epochs."""
+    records = sorted(records, key=lambda record: record["settings"]["epochs"])  # the longest training stays
     found = {tuple(r["settings"][key] for key in ("table", "model", "method", "rescale")): r for r in records}
     print("| model | training | " + " | ".join(TABLES) + " |")
     print("|---|---|" + "---|" * len(TABLES))
@@ -65,10 +65,23 @@ def print_table(records: list[dict[str, Any]]) -> None:
                     f"{record['settings']['epochs']}"
                 )
             print(f"| {name} | {'plain sum' if method == 'sum' else 'LossBalancer'} | " + " | ".join(cells) + " |")
-    for (table, model, method, rescale), record in found.items():
-        if not rescale or method not in ("sum", DEFAULT):
-            flag = "" if rescale else ", not rescaled"
-            print(f"{table} {model} {method}{flag}: {record['error']:.3f}, {record['settings']['epochs']} epochs")
+
+
+def print_methods(records: list[dict[str, Any]]) -> None:
+    """One line a method: errors of the VAE over as many epochs as all methods were trained for."""
+    own = [
+        record["settings"] | {"error": record["error"]} for record in records if record["settings"]["model"] == "vae"
+    ]
+    print("\n| method | " + " | ".join(TABLES) + " |")
+    print("|---|" + "---|" * len(TABLES))
+    for method, rescale in dict.fromkeys((cell["method"], cell["rescale"]) for cell in own):
+        errors = []
+        for table in TABLES:
+            epochs = min(cell["epochs"] for cell in own if cell["table"] == table)
+            wanted = {"table": table, "method": method, "rescale": rescale, "epochs": epochs}
+            found = [cell["error"] for cell in own if wanted.items() <= cell.items()]
+            errors.append(f"{found[0]:.3f}" if found else "–")
+        print(f"| {method}{'' if rescale else ', not rescaled'} | " + " | ".join(errors) + " |")
 
 
 def main() -> None:
@@ -76,6 +89,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="the --out of the experiment")
     records = read_records(parser.parse_args().folder)
     print_table(records)
+    print_methods(records)
     content = json.dumps(records, indent=1, ensure_ascii=False)
     (ROOT / "benchmarks/results/vae_tables.json").write_text(content + "\n", encoding="utf-8")
 

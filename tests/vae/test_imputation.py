@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from gradsurgery.integrations.vae import VAE, Bernoulli, Categorical, Column, Normal, Schema, Table
-from gradsurgery.integrations.vae.estimator.imputation import fill_missing, posterior_rows, prior_rows
 from gradsurgery.integrations.vae.estimator.seeding import generator_of, seed_of
 from gradsurgery.integrations.vae.training.evaluation import ROWS_AT_ONCE
+from gradsurgery.integrations.vae.training.imputation import fill_missing, posterior_rows, prior_rows
 
 
 def filled(series: pd.Series, cell: float, fitted: pd.Series | None = None, **options: Any) -> pd.Series:

@@ -46,7 +46,7 @@ def _write(runs: Mapping[str, Sequence[Run]], text: str, options: argparse.Names
     write_whole(out / "results.json", lambda file: file.write_text(text + "\n", encoding="utf-8"))
     print(f"numbers: {out / 'results.json'}")
     which = f" (seed {options.seed})" if options.seeds else ""
-    title = f"{short_name(options.table)}: one {options.model}, {' against '.join(runs)}{which}"
+    title = f"{short_name(options.table)}: one {options.model.upper()}, {' against '.join(runs)}{which}"
     try:
         figure = draw_comparison({name: own[0] for name, own in runs.items()}, title)
     except ImportError as error:

@@ -30,8 +30,8 @@ from ..stacked.single import fit
 from ..tables.encoding import Batch
 from ..tables.table import FEWEST_ROWS, Table
 from ..training.evaluation import Evaluation, evaluate_rows, reconstruct
+from ..training.imputation import fill_missing, posterior_rows, prior_rows
 from .choices import SchemaChoice, aggregator_for, schema_for
-from .imputation import fill_missing, posterior_rows, prior_rows
 from .saving import fitted_model, load_estimator, save_estimator, weights_of
 from .seeding import RandomState, generator_of, seed_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +31,9 @@ class IWAE(VAE):
     columns' gradients are compared over all draws and rows together.
 
     Args:
-        num_features: As for :class:`VAE`, and so are the others.
+        num_features, likelihoods, aggregator: As for :class:`VAE`.
         num_samples: M, draws of z a row, >= 1.
+        options: The other arguments of :class:`VAE`.
 
     Raises:
         ValueError: as for :class:`VAE`, or ``num_samples`` is less than 1.
@@ -51,26 +52,13 @@ class IWAE(VAE):
         aggregator: gs.Aggregator | None = None,
         *,
         num_samples: int = 20,
-        rescale: bool = True,
-        hidden_size: int = 50,
-        latent_size: int | None = None,
-        dropout: float = 0.1,
-        generator: torch.Generator | None = None,
+        **options: Any,
     ) -> None:
         if num_samples < 1:
             raise ValueError(
                 f"{type(self).__name__}: `num_samples` must be at least 1, got {num_samples}. Pass a larger one."
             )
-        super().__init__(
-            num_features,
-            likelihoods,
-            aggregator,
-            rescale=rescale,
-            hidden_size=hidden_size,
-            latent_size=latent_size,
-            dropout=dropout,
-            generator=generator,
-        )
+        super().__init__(num_features, likelihoods, aggregator, **options)
         self.num_samples = num_samples
 
     def objective(self, batch: Batch, generator: torch.Generator | None = None, *, epoch: int = 0) -> Objective:
@@ -109,7 +97,7 @@ class DReG(IWAE):
     taken. Both have columns that may be overlooked, so each has an impartiality block with a method of its own.
 
     Args:
-        num_features: As for :class:`IWAE`, and so are the others. ``aggregator`` is copied for the encoder's block.
+        arguments, options: Those of :class:`IWAE`. ``aggregator`` is copied for the encoder's block.
 
     Raises:
         ValueError: as for :class:`IWAE`.
@@ -122,30 +110,8 @@ class DReG(IWAE):
         ICLR 2019.
     """
 
-    def __init__(
-        self,
-        num_features: int,
-        likelihoods: Sequence[Likelihood],
-        aggregator: gs.Aggregator | None = None,
-        *,
-        num_samples: int = 20,
-        rescale: bool = True,
-        hidden_size: int = 50,
-        latent_size: int | None = None,
-        dropout: float = 0.1,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        super().__init__(
-            num_features,
-            likelihoods,
-            aggregator,
-            num_samples=num_samples,
-            rescale=rescale,
-            hidden_size=hidden_size,
-            latent_size=latent_size,
-            dropout=dropout,
-            generator=generator,
-        )
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         self.encoder_block = copy.deepcopy(self.block)
 
     def objective(self, batch: Batch, generator: torch.Generator | None = None, *, epoch: int = 0) -> Objective:

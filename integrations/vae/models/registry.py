@@ -1,4 +1,4 @@
-"""The models by name: the network, how several seeds of it are trained at once, its batch size."""
+"""The models by name: the network and its batch size."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ import torch
 
 import gradsurgery as gs
 
-from ..stacked.hivae import StackedHIVAE
-from ..stacked.importance import StackedDReG, StackedIWAE
-from ..stacked.vae import Stack, StackedVAE
 from ..tables.encoding import Encoding
 from .hivae import HIVAE
 from .importance import IWAE, DReG
@@ -24,21 +21,19 @@ class ModelKind(NamedTuple):
     """What training needs to know of a model.
 
     Args:
-        network: One model.
-        stack: Several of them at once.
+        network: The model.
         batch_size: Rows a step, as published.
     """
 
     network: type[LatentModel]
-    stack: type[Stack]
     batch_size: int = 128
 
 
 MODELS: dict[ModelName, ModelKind] = {
-    "vae": ModelKind(VAE, StackedVAE),
-    "iwae": ModelKind(IWAE, StackedIWAE),
-    "dreg": ModelKind(DReG, StackedDReG),
-    "hivae": ModelKind(HIVAE, StackedHIVAE, batch_size=1000),
+    "vae": ModelKind(VAE),
+    "iwae": ModelKind(IWAE),
+    "dreg": ModelKind(DReG),
+    "hivae": ModelKind(HIVAE, batch_size=1000),
 }
 
 

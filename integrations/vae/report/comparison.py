@@ -11,11 +11,11 @@ from torch import Tensor
 
 import gradsurgery as gs
 
-from ..estimator.imputation import prior_rows
 from ..models.registry import ModelName
 from ..stacked.training import fit_seeds
 from ..tables.table import Table
 from ..training.evaluation import Evaluation, column_errors
+from ..training.imputation import prior_rows
 from ..training.methods import build_method
 from ..training.preparation import Settings, batches, check_integer
 from ..training.run import Run

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..estimator.imputation import prior_rows
 from ..models.latent_model import LatentModel
 from ..tables.encoding import Encoding
 from ..tables.table import Table
 from ..training.best_epoch import Epoch
 from ..training.evaluation import column_errors, mean_of, reconstruct
+from ..training.imputation import prior_rows
 from . import text
 from .charts import bars
 from .comparison import SAMPLED_ROWS, guess_errors

@@ -8,12 +8,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..models.registry import MODELS
+from ..models.registry import ModelName
 from ..tables.encoding import Batch
 from ..training.preparation import Prepared, Settings, batches
 from .captured_step import CapturedStep, CudaGraphs
+from .hivae import StackedHIVAE
+from .importance import StackedDReG, StackedIWAE
 from .likelihoods import StackedLikelihoods
-from .vae import Fill
+from .vae import Fill, Stack, StackedVAE
+
+STACKS: dict[ModelName, type[Stack]] = {
+    "vae": StackedVAE,
+    "iwae": StackedIWAE,
+    "dreg": StackedDReG,
+    "hivae": StackedHIVAE,
+}
 
 
 class StackedLoop:
@@ -36,7 +45,7 @@ class StackedLoop:
         self.likelihoods = StackedLikelihoods([own.encoding.likelihoods for own in built], self.device)
         for own in built:
             own.model.train()
-        self.stack = MODELS[settings.model].stack([own.model for own in built], self.likelihoods)
+        self.stack = STACKS[settings.model]([own.model for own in built], self.likelihoods)
         for blocks in self.stack.surgery:
             blocks.to(self.device)
         self.generators = [own.noise for own in built]

@@ -12,7 +12,7 @@ from ..models.latent_model import LatentModel
 from ..tables.cells import decode_cells
 from ..tables.column import Label
 from ..tables.table import Table
-from ..training.evaluation import ROWS_AT_ONCE
+from .evaluation import ROWS_AT_ONCE
 
 
 @torch.no_grad()
