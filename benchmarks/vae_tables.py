@@ -88,8 +88,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="the --out of the experiment")
     records = read_records(parser.parse_args().folder)
-    print_table(records)
-    print_methods(records)
+    shown = [record for record in records if record["settings"]["hidden"] is None]
+    print_table(shown)
+    print_methods(shown)
     content = json.dumps(records, indent=1, ensure_ascii=False)
     (ROOT / "benchmarks/results/vae_tables.json").write_text(content + "\n", encoding="utf-8")
 
