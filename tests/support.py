@@ -3,10 +3,12 @@
 Every helper whose name starts with ``assert_`` is shown to fail in ``test_support.py``.
 """
 
+import importlib.util
 import io
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -244,3 +246,17 @@ def share_draws(aggregators: list[Aggregator]) -> None:
         if isinstance(members[0], Randomized):
             for member in members[1:]:
                 member.generator = members[0].generator
+
+
+# --- examples ----------------------------------------------------------------------------------------------------
+
+
+def load_example(name: str) -> Any:
+    """The module ``examples/{name}.py``, not run as a program."""
+    path = Path(__file__).parent.parent / "examples" / f"{name}.py"
+    specification = importlib.util.spec_from_file_location(name, path)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module

@@ -1,27 +1,14 @@
 """The example that restores hidden cells: everyone is measured on the same cells, by the error it states."""
 
-import importlib.util
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pandas as pd
 import pytest
+from support import load_example
 
 pytest.importorskip("statsmodels")
 
 
-def _example() -> Any:
-    path = Path(__file__).parent.parent / "examples" / "impute_anes96.py"
-    specification = importlib.util.spec_from_file_location("impute_anes96", path)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-example = _example()
+example = load_example("impute_anes96")
 
 TRUTH = pd.DataFrame(
     {"size": [0.0, 1.0, 2.0, 5.0] * 6, "code": [7.0, 3.0, 9.0, 3.0] * 6, "visits": [float(n) for n in range(24)]}

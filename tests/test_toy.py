@@ -1,6 +1,5 @@
 """Problems whose Pareto sets are known: quadratics, and the two-loss toy that ``examples/toy.py`` draws."""
 
-import importlib.util
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from references import exact_min_norm
-from support import assert_near
+from support import assert_near, load_example
 from torch import Tensor
 
 import gradsurgery as gs
@@ -20,17 +19,7 @@ Quadratics = tuple[Tensor, Tensor]
 """K losses ``(x - c_k)' H_k (x - c_k) / 2``: the H_k (K, P, P) and the c_k (K, P)."""
 
 
-def _example() -> Any:
-    path = Path(__file__).parent.parent / "examples" / "toy.py"
-    specification = importlib.util.spec_from_file_location("toy", path)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-toy = _example()
+toy = load_example("toy")
 
 
 def _float64(rows: Any) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from ..atomic import write_whole
+from ..json_values import as_json
 from ..report.figures import draw_comparison, save_figure
 from ..stacked.medians import MedianEvaluation
 from ..stacked.single import fit
@@ -37,7 +37,9 @@ def compare(options: argparse.Namespace) -> None:
     runs, seconds = train_all(table, options)
     evaluations = {name: evaluate(own, options) for name, own in runs.items()}
     print(format_comparison(table.schema, evaluations))
-    text = json.dumps(summarise(runs, evaluations, seconds, options), indent=1, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(
+        as_json(summarise(runs, evaluations, seconds, options)), indent=1, ensure_ascii=False, allow_nan=False
+    )
     _write(runs, text, options, out)
 
 
@@ -121,7 +123,7 @@ def summarise(
     seconds: Mapping[str, float],
     options: argparse.Namespace,
 ) -> dict[str, Any]:
-    """Everything worth keeping about the runs, ready for JSON."""
+    """Everything worth keeping about the runs."""
     table = next(iter(runs.values()))[0].table
     return {
         "table": options.table,
@@ -154,20 +156,15 @@ def _summarise_method(runs: Sequence[Run], evaluation: Evaluation, seconds: floa
 
 def _figures(evaluation: Evaluation) -> dict[str, Any]:
     return {
-        "error": _finite(evaluation.error),
-        "log_likelihood": _finite(evaluation.log_likelihood),
-        "errors": {name: _finite(value) for name, value in evaluation.errors.items()},
-        "log_likelihoods": {name: _finite(value) for name, value in evaluation.log_likelihoods.items()},
+        "error": evaluation.error,
+        "log_likelihood": evaluation.log_likelihood,
+        "errors": dict(evaluation.errors),
+        "log_likelihoods": dict(evaluation.log_likelihoods),
     }
 
 
 def _history(run: Run) -> dict[str, Any]:
     return {
-        "losses": [_finite(epoch.loss) for epoch in run.history],
-        "validation_errors": [_finite(epoch.validation_error) for epoch in run.history],
+        "losses": [epoch.loss for epoch in run.history],
+        "validation_errors": [epoch.validation_error for epoch in run.history],
     }
-
-
-def _finite(value: float) -> float | None:
-    """JSON has no NaN and no infinity."""
-    return value if math.isfinite(value) else None

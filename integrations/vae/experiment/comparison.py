@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .record import Record, as_json
+from ..json_values import as_json
+from .record import Record
 from .t_test import corrected_t_test
 
 SIGNIFICANT = 0.1

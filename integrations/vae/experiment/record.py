@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any, TypeAlias
 
 from ..atomic import write_whole
+from ..json_values import as_json
+from ..stacked.medians import median_of_known
 from .cell import Cell
 from .surroundings import describe_surroundings
 
@@ -28,9 +28,9 @@ def finished(cell: Cell, seeds: Sequence[dict[str, Any]], seconds: float) -> Rec
     """
     results = {
         "seconds": round(seconds, 2),
-        "error": _median(own["error"] for own in seeds),
+        "error": median_of_known(own["error"] for own in seeds),
         "errors": _medians(own["errors"] for own in seeds),
-        "log_likelihood": _median(own["log_likelihood"] for own in seeds),
+        "log_likelihood": median_of_known(own["log_likelihood"] for own in seeds),
         "log_likelihoods": _medians(own["log_likelihoods"] for own in seeds),
         "seeds": list(seeds),
     }
@@ -70,20 +70,6 @@ def read_record(folder: Path, cell: Cell) -> Record | None:
     return record
 
 
-def as_json(value: Any) -> Any:
-    """JSON has no NaN and no infinity: ``None`` instead.
-
-    Example:
-        >>> as_json({"errors": [0.5, float("inf")]})
-        {'errors': [0.5, None]}
-    """
-    if isinstance(value, dict):
-        return {key: as_json(own) for key, own in value.items()}
-    if isinstance(value, list):
-        return [as_json(own) for own in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def record_path(folder: Path, cell: Cell) -> Path:
     """Where the file of a cell is."""
     return folder / f"{cell.name}.json"
@@ -102,10 +88,4 @@ def _head(cell: Cell, status: str) -> Record:
 
 def _medians(seeds: Iterable[dict[str, float]]) -> dict[str, float]:
     own = list(seeds)
-    return {name: _median(seed[name] for seed in own) for name in own[0]}
-
-
-def _median(values: Iterable[float]) -> float:
-    """Of the seeds in which there was something to measure; an infinite error counts as one."""
-    known = [value for value in values if not math.isnan(value)]
-    return median(known) if known else math.nan
+    return {name: median_of_known(seed[name] for seed in own) for name in own[0]}

@@ -17,7 +17,7 @@ from ..likelihoods.base import Likelihood
 from ..likelihoods.numerics import log_softmax
 from ..tables.encoder_inputs import Inputs
 from ..tables.encoding import Batch
-from .latent_model import LatentModel
+from .latent_model import LatentModel, check_sizes
 from .objective import Objective, column_losses
 from .vae import BIAS, SMALLEST_SCALE, Posterior
 
@@ -111,7 +111,7 @@ class HIVAE(LatentModel):
         self.likelihoods = tuple(likelihoods)
         columns = len(self.likelihoods)
         sizes = {"latent_size": latent_size, "column_size": column_size, "components": components}
-        _check_sizes({"num_features": num_features, "likelihoods": columns, **sizes})
+        check_sizes("HIVAE", {"num_features": num_features, "likelihoods": columns, **sizes})
         self.column_size, self.components = column_size, components
         self.latent_size = latent_size + components
         self.z_size = latent_size
@@ -268,9 +268,3 @@ def divergence_of_z(posterior: Posterior, prior: Tensor) -> Tensor:
 
 def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.rand(like.shape, dtype=like.dtype, device=like.device, generator=generator)
-
-
-def _check_sizes(sizes: dict[str, int]) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"HIVAE: `{name}` must be at least 1, got {size}. Pass a larger one.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -52,3 +53,10 @@ class LatentModel(nn.Module, ABC):
     @abstractmethod
     def decode(self, latent: Tensor) -> tuple[Tensor, ...]:
         """The natural parameters of every column, each ``(N, num_parameters)``."""
+
+
+def check_sizes(owner: str, sizes: Mapping[str, int]) -> None:
+    """Raises unless all sizes, by the argument's name, are at least 1."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{owner}: `{name}` must be at least 1, got {size}. Pass a larger one.")

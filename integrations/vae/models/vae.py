@@ -14,7 +14,7 @@ import gradsurgery as gs
 
 from ..likelihoods.base import Likelihood
 from ..tables.encoding import Batch
-from .latent_model import LatentModel
+from .latent_model import LatentModel, check_sizes
 from .objective import Objective, column_losses
 
 # Keeps log(scale) finite where softplus underflows.
@@ -95,7 +95,7 @@ class VAE(LatentModel):
         self.likelihoods = tuple(likelihoods)
         columns = len(self.likelihoods)
         self.latent_size = max(1, (columns + 1) // 2) if latent_size is None else latent_size
-        _check_sizes(num_features, columns, hidden_size, self.latent_size, dropout)
+        _check_arguments(num_features, columns, hidden_size, self.latent_size, dropout)
         self.dropout = dropout
         # The layers' own initialisation would draw from the global generator; it is replaced below.
         with torch.random.fork_rng(devices=[]):
@@ -188,10 +188,8 @@ def _drop(features: Tensor, share: float, generator: torch.Generator | None) -> 
     return features * (noise >= share) / (1 - share)
 
 
-def _check_sizes(features: int, columns: int, hidden: int, latent: int, dropout: float) -> None:
+def _check_arguments(features: int, columns: int, hidden: int, latent: int, dropout: float) -> None:
     sizes = {"num_features": features, "likelihoods": columns, "hidden_size": hidden, "latent_size": latent}
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"VAE: `{name}` must be at least 1, got {size}. Pass a larger one.")
+    check_sizes("VAE", sizes)
     if not 0 <= dropout < 1:
         raise ValueError(f"VAE: `dropout` must be in [0, 1), got {dropout}. Use 0 for none.")

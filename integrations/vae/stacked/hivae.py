@@ -20,7 +20,7 @@ from ..models.objective import Objective
 from ..tables.encoding import Batch
 from .likelihoods import StackedLikelihoods
 from .surgery import StackedBlocks
-from .vae import Draw, Stack
+from .vae import Draw, Stack, linear
 
 
 class StackedHIVAE(Stack):
@@ -62,12 +62,12 @@ class StackedHIVAE(Stack):
                 model.get_parameter(name)[rows] = own
 
     def objective(self, batch: Batch, draw: Draw, epoch: int) -> Objective:
-        logits = self._linear("to_s", batch.features)
+        logits = linear(self.weights, "to_s", batch.features)
         s = relaxed_draw(logits, draw(Tensor.uniform_, tuple(logits.shape)), temperature(epoch))
-        posterior = posterior_of(self._linear("to_z", torch.cat([batch.features, s], dim=-1)))
+        posterior = posterior_of(linear(self.weights, "to_z", torch.cat([batch.features, s], dim=-1)))
         z = posterior.loc + posterior.scale * draw(Tensor.normal_, tuple(posterior.loc.shape))
         losses = self.likelihoods.losses(self._decode(z, s), batch.scaled, batch.observed)
-        rest = divergence_of_s(logits) + divergence_of_z(posterior, self._linear("prior", s))
+        rest = divergence_of_s(logits) + divergence_of_z(posterior, linear(self.weights, "prior", s))
         return Objective(losses, rest)
 
     def _decode(self, z: Tensor, s: Tensor) -> Tensor:
@@ -78,6 +78,3 @@ class StackedHIVAE(Stack):
         spread[:, self._rows, self._columns] = self.weights["locations"]
         from_z = self.z_blocks.heads(z, spread @ y_weight, (spread @ y_bias.unsqueeze(-1)).squeeze(-1))
         return from_z + from_s
-
-    def _linear(self, layer: str, inputs: Tensor) -> Tensor:
-        return torch.baddbmm(self.weights[f"{layer}.bias"].unsqueeze(1), inputs, self.weights[f"{layer}.weight"].mT)

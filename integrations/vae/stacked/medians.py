@@ -28,21 +28,24 @@ class MedianEvaluation(Evaluation):
     @classmethod
     def of(cls, seeds: Sequence[Evaluation]) -> MedianEvaluation:
         """The medians of some evaluations; those that are NaN do not count."""
-        errors = {name: _median(own.errors[name] for own in seeds) for name in seeds[0].errors}
-        likelihoods = {name: _median(own.log_likelihoods[name] for own in seeds) for name in seeds[0].log_likelihoods}
+        errors = {name: median_of_known(own.errors[name] for own in seeds) for name in seeds[0].errors}
+        likelihoods = {
+            name: median_of_known(own.log_likelihoods[name] for own in seeds) for name in seeds[0].log_likelihoods
+        }
         return cls(errors, likelihoods, tuple(seeds))
 
     @property
     def error(self) -> float:
         """Median of the seeds' mean errors."""
-        return _median(own.error for own in self.seeds)
+        return median_of_known(own.error for own in self.seeds)
 
     @property
     def log_likelihood(self) -> float:
         """Median of the seeds' mean log-likelihoods."""
-        return _median(own.log_likelihood for own in self.seeds)
+        return median_of_known(own.log_likelihood for own in self.seeds)
 
 
-def _median(values: Iterable[float]) -> float:
+def median_of_known(values: Iterable[float]) -> float:
+    """Of the seeds in which there was something to measure; an infinite error counts as one."""
     known = [value for value in values if not math.isnan(value)]
     return median(known) if known else math.nan

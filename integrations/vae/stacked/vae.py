@@ -128,8 +128,8 @@ class StackedVAE(Stack):
         kept = features * (draw(Tensor.uniform_, tuple(features.shape)) >= share) / (1 - share)
         hidden = self._normalise(kept)
         for layer in ENCODER:
-            hidden = torch.tanh(_linear(self.weights, layer, hidden))
-        loc, raw = _linear(self.weights, "posterior", hidden).chunk(2, -1)
+            hidden = torch.tanh(linear(self.weights, layer, hidden))
+        loc, raw = linear(self.weights, "posterior", hidden).chunk(2, -1)
         return Posterior(loc, functional.softplus(raw) + SMALLEST_SCALE)
 
     def decode(self, z: Tensor) -> Tensor:
@@ -153,9 +153,10 @@ def decode(z: Tensor, weights: Mapping[str, Tensor], blocks: StackedBlocks) -> T
     """The outputs of all heads, ``(S, N, rows)``, by these weights and with these blocks."""
     hidden = z
     for layer in TRUNK:
-        hidden = torch.relu(_linear(weights, layer, hidden))
+        hidden = torch.relu(linear(weights, layer, hidden))
     return blocks.heads(hidden, weights["heads.weight"], weights["heads.bias"])
 
 
-def _linear(weights: Mapping[str, Tensor], layer: str, inputs: Tensor) -> Tensor:
+def linear(weights: Mapping[str, Tensor], layer: str, inputs: Tensor) -> Tensor:
+    """A linear layer of each model: ``(S, N, in)`` to ``(S, N, out)``."""
     return torch.baddbmm(weights[f"{layer}.bias"].unsqueeze(1), inputs, weights[f"{layer}.weight"].mT)
