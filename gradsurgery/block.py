@@ -5,10 +5,13 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.hooks import RemovableHandle
 
 from . import kernels
 from .aggregators import Aggregator, GramianAggregator
 from .distributed import Agreement, Peers, Ranks, Share, described, state_of_first
+from .hooks import Hook, SurgeryHooks
+from .surgery import Surgery
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -100,6 +103,7 @@ class ImpartialityBlock(nn.Module):
         self.rescale = rescale
         self.grad_scaler = grad_scaler
         self._peers = Peers(process_group, "ImpartialityBlock")
+        self._hooks = SurgeryHooks()
 
     def forward(self, z: Tensor) -> tuple[Tensor, ...]:
         """Returns one view of ``z`` a branch."""
@@ -117,6 +121,8 @@ class ImpartialityBlock(nn.Module):
         if self.needs_rows:
             items = self._other_items()
             factor = self._loss_scale(items)
+            if self._hooks:
+                self._show(self._gramian_of_due(rows, items, factor), None)
             wide = rows if factor == 1.0 else rows.to(wide_dtype) / factor
             with self.aggregator.seeing(items):
                 direction: Tensor = self.aggregator([wide], at=z)[0]
@@ -142,6 +148,25 @@ class ImpartialityBlock(nn.Module):
         length = float(norm)  # three small operations less, which in a small network one notices
         return direction.double() * (float(target) / length if length > 0 else 1.0)
 
+    def register_surgery_hook(self, hook: Hook, *, every: int = 1) -> RemovableHandle:
+        """Calls a function with what the backward passes through this block did.
+
+        Numbers and gradients are bit-identical with and without it. Neither ``deepcopy`` nor pickling copies hooks.
+
+        Args:
+            hook: Gets a :class:`Surgery`: branches are named ``"0"`` and so on, their losses NaN. It is called within
+                the backward pass, which what it raises ends.
+            every: It is called after the first backward pass from now on, and then after each so many, >= 1.
+
+        Returns:
+            A handle, whose ``remove()`` takes the hook away.
+
+        Raises:
+            TypeError: ``hook`` cannot be called.
+            ValueError: ``every`` is < 1.
+        """
+        return self._hooks.register(hook, every, None, "register_surgery_hook")
+
     @property
     def needs_rows(self) -> bool:
         """Whether the method needs the gradients themselves, not only their inner products."""
@@ -153,8 +178,27 @@ class ImpartialityBlock(nn.Module):
         if items is not None:
             gramian = items.total(gramian)
         factor = self._loss_scale(items)
-        solved = cast(GramianAggregator, self.aggregator).solve(gramian if factor == 1.0 else gramian / factor**2)
-        return solved if items is None else items.ranks.from_first(solved)
+        gramian = gramian if factor == 1.0 else gramian / factor**2
+        solved = cast(GramianAggregator, self.aggregator).solve(gramian)
+        weights = solved if items is None else items.ranks.from_first(solved)
+        self._show(gramian, weights)
+        return weights
+
+    def _gramian_of_due(self, rows: Tensor, items: Share | None, factor: float) -> Tensor | None:
+        """Inner products that only the hooks want, if one of them is due."""
+        if not self._hooks.due():
+            return None
+        gramian = kernels.gramian([rows])[0]
+        return (gramian if items is None else items.total(gramian)) / factor**2
+
+    def _show(self, gramian: Tensor | None, weights: Tensor | None) -> None:
+        """Shows the hooks what one backward pass did."""
+        if not self._hooks:
+            return
+        names = tuple(map(str, range(self.num_branches)))
+        losses = torch.full((self.num_branches,), torch.nan, dtype=torch.float64)
+        surgery = Surgery(names, losses, weights, gramian, engine="impartiality block")
+        self._hooks.show(self._hooks.due(), lambda watcher: surgery)
 
     def _loss_scale(self, items: Share | None) -> float:
         """What the rows are multiplied by: each rank's loss is an average over its own items."""
@@ -176,6 +220,7 @@ class ImpartialityBlock(nn.Module):
             "num_branches": f"{self.num_branches}",
             "aggregator": described(method),
             "rescale": f"{self.rescale}",
+            "hooks": f"{self.needs_rows and bool(self._hooks.due())}",
         }
         behind = not self._peers.have_followed
         Agreement(

@@ -2,24 +2,26 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from . import checkpoint
 from .adapters import SurgeryClosure, SurgeryOnBackward
-from .aggregators import Aggregator
 from .delegation import DelegatingOptimizer, names_in, parameters_in
-from .distributed import Counts, Peers
+from .distributed import Counts
 from .eager import uncompiled
-from .engines import Engine, Instances, Request, choose_engine
+from .engines import Engine, Request
+from .hooks import Hook
 from .losses import Losses, LossValues, check_extra_loss, check_instances, named_losses, split_instances, values_of
 from .ownership import Claim
-from .run import Method, Run, Settings
+from .run import Run
 from .scalarizers import Scalarizer
 from .scope import Scope
+from .settings import Method, check_wrapping, settings_of
 from .sharing import Sharing
 from .surgery import Surgery
 
@@ -91,16 +93,10 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
         scope: Scope = "all",
         process_group: "ProcessGroup | None" = None,
     ) -> None:
-        _check(optimizer, aggregator, engine, scope)
+        again = isinstance(optimizer, MultiObjectiveOptimizer)
+        check_wrapping(optimizer, aggregator, engine, scope, again=again)
         super().__init__(optimizer)
-        chosen = choose_engine(engine)
-        if isinstance(aggregator, Aggregator) and aggregator.needs_jacobian and not chosen.has_rows:
-            raise ValueError(
-                f"MultiObjectiveOptimizer: `engine` must deliver the gradients themselves for "
-                f"{type(aggregator).__name__}, got {type(chosen).__name__}. Use engine='auto' or engine='loop'."
-            )
-        peers = Peers(process_group, "MultiObjectiveOptimizer")
-        settings = Settings(chosen, Instances(chosen), aggregator, scope, peers)
+        settings = settings_of(aggregator, engine, scope, process_group, "MultiObjectiveOptimizer")
         self._run = Run(settings, Sharing(shared), Claim(optimizer))
 
     @property
@@ -294,6 +290,27 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
         scale = _scale_of(grad_scaler)
         self._run.observe(self._request(first, scale=scale), self._request(second, scale=scale))
 
+    def register_surgery_hook(self, hook: Hook, *, every: int = 1, scope: Scope | None = None) -> RemovableHandle:
+        """Calls a function with what surgeries did, after the gradients were written.
+
+        Numbers and gradients are bit-identical with and without it. Neither ``deepcopy`` nor pickling copies hooks.
+
+        Args:
+            hook: Gets the :class:`Surgery`; what it raises leaves :meth:`backward`.
+            every: It is called after the first surgery from now on, and then after each so many, >= 1.
+            scope: ``None``: it gets the surgery as it is, which costs nothing. Otherwise the Gramian is there in this
+                scope, ``(K, K)`` or one a group: where the surgery itself has none of this kind, it is formed for
+                the hook, for a scalarizer in a look at the same graph. None only where nothing is shared.
+
+        Returns:
+            A handle, whose ``remove()`` takes the hook away.
+
+        Raises:
+            TypeError: ``hook`` cannot be called.
+            ValueError: ``every`` or ``scope`` is none.
+        """
+        return self._run.hooks.register(hook, every, scope, "register_surgery_hook")
+
     @uncompiled
     def update(self, losses: LossValues, *, counts: Counts | None = None) -> None:
         """Shows the losses after the step to a scalarizer that takes a second look (FAMO); others do not mind.
@@ -310,7 +327,8 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
-        self._run.claim.renew()
+        if self._run.claim is not None:
+            self._run.claim.renew()
 
     def state_dict(self) -> dict[str, Any]:
         """The wrapped optimizer's state, with the method's beside it; a plain optimizer can load it too.
@@ -357,24 +375,3 @@ class MultiObjectiveOptimizer(DelegatingOptimizer):
 
 def _scale_of(grad_scaler: "torch.amp.GradScaler | None") -> Callable[[Tensor], Tensor] | None:
     return None if grad_scaler is None else grad_scaler.scale
-
-
-def _check(optimizer: object, aggregator: object, engine: object, scope: object) -> None:
-    if not isinstance(optimizer, Optimizer) or isinstance(optimizer, MultiObjectiveOptimizer):
-        raise TypeError(
-            f"MultiObjectiveOptimizer: `optimizer` must be a torch.optim.Optimizer that is not wrapped yet, got "
-            f"{type(optimizer).__name__}."
-        )
-    if not isinstance(aggregator, Aggregator | Scalarizer):
-        got = f"the class {aggregator.__name__}" if isinstance(aggregator, type) else type(aggregator).__name__
-        raise TypeError(
-            f"MultiObjectiveOptimizer: `aggregator` must be an aggregator such as gs.UPGrad(), or a scalarizer, got "
-            f"{got}."
-        )
-    if scope not in get_args(Scope):
-        raise ValueError(f"MultiObjectiveOptimizer: `scope` must be one of {list(get_args(Scope))}, got {scope!r}.")
-    if isinstance(aggregator, Scalarizer) and (engine != "auto" or scope != "all"):
-        raise ValueError(
-            f"MultiObjectiveOptimizer: `engine` and `scope` must be left out with a scalarizer, which needs no "
-            f"per-loss gradients, got {engine!r} and {scope!r}."
-        )

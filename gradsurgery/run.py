@@ -5,37 +5,28 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from .aggregators import Aggregator, CrossBatch
-from .distributed import Agreement, Counts, Peers, Ranks, any_sharded, described, described_parameters, state_of_first
+from .aggregators import Aggregator, GramianAggregator
+from .distributed import Agreement, Counts, Ranks, described, described_parameters, state_of_first
 from .eager import uncompiled
-from .engines import Engine, Instances, PerLossGradients, Request, all_items
+from .engines import PerLossGradients, Request, all_items
 from .engines.averages import averages
 from .engines.donation import donation_explained
 from .engines.workspace import Workspace
+from .hooks import SurgeryHooks, Watcher
 from .losses import Losses, check_extra_loss, check_instances, named_losses, split_instances
 from .ownership import Claim
+from .refusals import check_instances_allowed, observing
 from .scalarizers import Scalarizer
 from .scope import Scope
+from .settings import Settings
 from .sharing import Sharing, parameters_of
-from .surgery import Plan, Surgery, in_order, operate, unscaled
+from .surgery import Plan, Surgery, in_order, look_at, operate, unscaled
 from .weighing import Numbering, weigh
-
-Method = Aggregator | Scalarizer
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the user chose, once and for all."""
-
-    engine: Engine
-    instances: Instances
-    method: Method
-    scope: Scope
-    peers: Peers
 
 
 @dataclass
@@ -45,22 +36,24 @@ class Run:
     Args:
         settings: What the user chose.
         sharing: Which parameters are shared.
-        claim: On the parameters, against a second wrapper.
+        claim: On the parameters, against a second wrapper. None: for who only looks.
         names: All losses seen so far by first appearance: their numbers, for methods with a state per loss.
         groups: What each surgery of the last step was.
         last: What the last surgery did.
         workspace: Buffers that may be used again in the next step.
         warned: Whether the user was told that nothing is shared.
+        hooks: Who is shown what the surgeries did.
     """
 
     settings: Settings
     sharing: Sharing
-    claim: Claim
+    claim: Claim | None = None
     names: list[str] = field(default_factory=list)
     groups: tuple[str, ...] = ()
     last: Surgery | None = None
     workspace: Workspace = field(default_factory=dict)
     warned: bool = False
+    hooks: SurgeryHooks = field(default_factory=SurgeryHooks)
 
     def request(
         self,
@@ -74,7 +67,8 @@ class Run:
         counts: Counts | None = None,
     ) -> Request:
         """Puts down what is to be differentiated, after checking that it is this wrapper's to differentiate."""
-        self.claim.check(names)
+        if self.claim is not None:
+            self.claim.check(names)
         method = self.settings.method
         agreement = self._agreement(wrapped, names, extra_loss, counts)
         return Request(
@@ -111,6 +105,7 @@ class Run:
             "engine and scope": f"{type(engine).__name__}, {self.settings.scope}",
             "parameters": described_parameters(wrapped, names),
             "extra_loss": "none" if extra_loss is None else "one",
+            "hooks": f"{self._extra_scopes(self.hooks.due())}",
         }
         caller, behind = "MultiObjectiveOptimizer", not self.settings.peers.have_followed
         same, follow = engine.adds_up, partial(self._follow_first, ranks, wrapped)
@@ -141,30 +136,67 @@ class Run:
     def _performed(self, request: Request, first: Surgery | None) -> Surgery:
         method = self.settings.method
         request, numbered = self._prepared(request)
+        due = self.hooks.due()
         if isinstance(method, Scalarizer):
             if isinstance(request.losses, Tensor):
                 request = replace(request, losses=split_instances(request.losses))
+            looks = self._looks_beside(request, self._extra_scopes(due))
             known, surgery = weigh(request, method, numbered, first)
         else:
             found = self._differentiate(request)
             self._warn_if_nothing_shared(found)
             known, objectives = numbered(found.names, found.all_names)
             with torch.no_grad(), torch.autocast(found.values.device.type, enabled=False):
-                plan = Plan(
-                    objectives=objectives,
-                    scope=self.settings.scope,
-                    sharing=self.sharing,
-                    wrapped=request.wrapped,
-                    names=request.names,
-                    factor=_factor(request, found),
-                    first=first,
-                    last_groups=self.groups,
-                )
+                plan = self._plan(request, found, objectives, first)
+                looks = {scope: look_at(found, plan._replace(scope=scope)) for scope in self._extra_scopes(due)}
                 surgery = operate(found, method, plan)
         self.names = known
         self.groups = surgery.groups or self.groups
         self.last = surgery
+        self.hooks.show(due, lambda watcher: _as_watched(surgery, looks.get(watcher.scope)))
         return surgery
+
+    def _plan(
+        self, request: Request, found: PerLossGradients, objectives: list[int], first: Surgery | None = None
+    ) -> Plan:
+        return Plan(
+            objectives=objectives,
+            scope=self.settings.scope,
+            sharing=self.sharing,
+            wrapped=request.wrapped,
+            names=request.names,
+            factor=_factor(request, found),
+            first=first,
+            last_groups=self.groups,
+        )
+
+    def _extra_scopes(self, due: Sequence[Watcher]) -> list[Scope]:
+        """In which scopes Gramians are wanted that the surgery itself does not form; in one order on all ranks."""
+        method, wanted = self.settings.method, {watcher.scope for watcher in due}
+        if isinstance(method, GramianAggregator) and not method.needs_jacobian:
+            wanted.discard(self.settings.scope)
+        return [scope for scope in get_args(Scope) if scope in wanted]
+
+    def _looks_beside(self, request: Request, scopes: Sequence[Scope]) -> dict[Scope | None, Surgery]:
+        """Looks at losses that are differentiated once more, in a way that has no Gramian."""
+        if not scopes:
+            return {}
+        agreement = None if request.agreement is None else request.agreement.once_more()
+        beside = replace(request, extra_loss=None, retain_graph=True, workspace={}, sticky=False, agreement=agreement)
+        with agreement or nullcontext():
+            return self._looks(beside, scopes)
+
+    def _looks(self, request: Request, scopes: Sequence[Scope]) -> dict[Scope | None, Surgery]:
+        found = self._differentiate(request)
+        with torch.no_grad(), torch.autocast(found.values.device.type, enabled=False):
+            plan = self._plan(request, found, [])
+            return {scope: look_at(found, plan._replace(scope=scope)) for scope in scopes}
+
+    def look(self, request: Request, scope: Scope) -> Surgery:
+        """The inner products of the unscaled gradients, and no surgery."""
+        with request.agreement or nullcontext():
+            request, _ = self._prepared(request)
+            return self._looks(replace(request, workspace={}), [scope])[scope]
 
     def jacobian(self, request: Request) -> tuple[PerLossGradients, dict[Tensor, Tensor]]:
         """Unscaled per-loss gradients of the shared parameters, in the optimizer's order, in memory of their own."""
@@ -180,17 +212,7 @@ class Run:
 
     def observe(self, first: Request, second: Request) -> None:
         """Shows a method the gradients of two batches."""
-        method = self.settings.method
-        if not isinstance(method, CrossBatch):
-            raise TypeError(
-                f"MultiObjectiveOptimizer: `aggregator` must look at several batches for observe(), as SDMGrad and "
-                f"MoDo do, got {type(method).__name__}."
-            )
-        if any_sharded(first.wrapped):
-            raise RuntimeError(
-                f"MultiObjectiveOptimizer: `aggregator` must be a method that can do with one batch where parameters "
-                f"are sharded, got {type(method).__name__}. Use a method that needs no observe()."
-            )
+        method = observing(self.settings.method, first.wrapped)
         (one, rows), (other, more) = self.jacobian(first), self.jacobian(second)
         if one.names != other.names:
             raise ValueError(
@@ -234,13 +256,7 @@ class Run:
         if not isinstance(request.losses, Tensor):
             return request, self.numbered
         check_instances(request.losses)
-        if request.agreement is not None:
-            raise TypeError(
-                f"MultiObjectiveOptimizer: `losses` must be a dict or sequence of scalars when there are several "
-                f"ranks, got a tensor of shape {tuple(request.losses.shape)}. Inner products between the samples of "
-                f"different ranks are not supported."
-            )
-        self._check_method_for_instances(request.losses)
+        check_instances_allowed(request, self.settings)
         return request, lambda present, every: (self.names, list(range(len(present))))
 
     def _differentiate(self, request: Request, *, whole: bool = False) -> PerLossGradients:
@@ -253,21 +269,6 @@ class Run:
         if isinstance(method, Aggregator) and (method.remembers_gradients or not method.works_on_parts):
             whole = True
         return all_items(found, request.agreement, request.wrapped, request.names, whole=whole)
-
-    def _check_method_for_instances(self, losses: Tensor) -> None:
-        method, shape = self.settings.method, tuple(losses.shape)
-        if method.keeps_buffers:
-            raise TypeError(
-                f"MultiObjectiveOptimizer: `losses` must be a dict or sequence of scalars for a method that "
-                f"remembers something from step to step, got a tensor of shape {shape} with {type(method).__name__}. "
-                f"A sample is not the same objective in every step: use a method without a state, such as MGDA."
-            )
-        if isinstance(method, Aggregator) and method.needs_jacobian and not self.settings.instances.forms_rows:
-            raise TypeError(
-                f"MultiObjectiveOptimizer: `losses` must be a dict or sequence of scalars for a method that needs "
-                f"the gradients themselves, got a tensor of shape {shape} with {type(method).__name__}. Use a method "
-                f"that needs only inner products, or engine='loop', which forms the gradient of each loss."
-            )
 
     def _warn_if_nothing_shared(self, found: PerLossGradients) -> None:
         declared = self.sharing.explicit
@@ -282,6 +283,11 @@ class Run:
             UserWarning,
             stacklevel=4,
         )
+
+
+def _as_watched(surgery: Surgery, look: Surgery | None) -> Surgery:
+    """A surgery with the Gramian of another look at its gradients, if there was one."""
+    return surgery if look is None else replace(surgery, gramian=look.gramian, groups=look.groups)
 
 
 def _factor(request: Request, found: PerLossGradients) -> Tensor:

@@ -21,7 +21,7 @@ class Surgery:
 
     Args:
         names: The losses that were present: keys of the dict, or positions as text.
-        losses: Their values ``(K,)``, float64, detached and unscaled.
+        losses: Their values ``(K,)``, float64, detached and unscaled; NaN in a block, which sees none.
         weights: ``(K,)``, or ``(B, K)`` with one row a group where ``scope`` is not ``"all"``. None for a method
             that has none. Ones when nothing was shared.
         gramian: Inner products of the unscaled gradients of the shared parameters, shaped ``(K, K)`` or
@@ -93,6 +93,19 @@ def operate(found: PerLossGradients, method: Aggregator, plan: Plan) -> Surgery:
         if not sound:
             roll_back()
     return Surgery(found.names, found.values, weights, gramian, labels, found.engine)
+
+
+def look_at(found: PerLossGradients, plan: Plan) -> Surgery:
+    """The inner products of per-loss gradients, as a surgery without weights; nothing is written."""
+    parameters = in_order(found.shared.parameters, plan.wrapped)
+    gramian, labels = None, tuple[str, ...]()
+    if parameters:
+        indices, labels = grouped(parameters, plan.scope, plan.sharing, plan.wrapped, plan.names)
+        groups = dict(zip(parameters, indices, strict=True)) if labels else None
+        gramian = found.shared.gramian(groups) / plan.factor.square()
+    if gramian is not None and not labels:
+        gramian = gramian[0]
+    return Surgery(found.names, found.values, None, gramian, labels, found.engine)
 
 
 def weights_of_first(first: Surgery, names: tuple[str, ...]) -> Tensor | None:

@@ -22,6 +22,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 import gradsurgery as gs
+from gradsurgery.looking import Look
 
 _VERSION = tuple(map(int, torch.__version__.split(".")[:2]))
 pytestmark = pytest.mark.skipif(_VERSION < (2, 7), reason="FSDP2 runs on the CPU from torch 2.7 on")
@@ -516,3 +517,47 @@ def two_dimensions(rank: int) -> None:
 
 def test_two_dimensions_of_ranks(crew: Crews) -> None:
     crew(4)(two_dimensions)
+
+
+def _watched(rank: int, kind: str) -> tuple[list[Tensor], list[Tensor]]:
+    model = sharded(how="layers")
+    x, y = part(rank)
+    seen: list[Any] = []
+    if kind == "look":
+        optimizer: Any = torch.optim.SGD(model.parameters(), lr=0.1)
+    else:
+        method = gs.UPGrad() if kind == "gramian" else gs.scalarizers.Sum()
+        optimizer = gs.MultiObjectiveOptimizer(torch.optim.SGD(model.named_parameters(), lr=0.1), method)
+        optimizer.register_surgery_hook(seen.append, scope="tensor")
+    for _ in range(2):
+        optimizer.zero_grad()
+        losses, _ = losses_of(model, x, y)
+        if kind == "look":
+            seen.append(Look(model).gramian(losses, scope="tensor"))
+            sum(losses.values()).backward()
+        else:
+            optimizer.backward(losses)
+        optimizer.step()
+    return [surgery.gramian for surgery in seen], [each.full_tensor().detach() for each in model.parameters()]
+
+
+@pytest.mark.parametrize("kind", ["gramian", "scalarizer", "look"])
+def test_what_is_seen_where_parameters_are_sharded(crew: Crews, kind: str) -> None:
+    model = made()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    method = gs.UPGrad() if kind == "gramian" else gs.scalarizers.Sum()
+    if kind != "look":
+        optimizer = gs.MultiObjectiveOptimizer(torch.optim.SGD(model.named_parameters(), lr=0.1), method)
+    x, y = batch()
+    expected = []
+    for _ in range(2):
+        optimizer.zero_grad()
+        losses, _ = losses_of(model, x, y)
+        expected.append(Look(model).gramian(losses, scope="tensor").gramian)
+        optimizer.backward(losses) if kind != "look" else sum(losses.values()).backward()
+        optimizer.step()
+    for gramians, parameters in crew(2)(_watched, kind):
+        for found, gramian in zip(gramians, expected, strict=True):
+            torch.testing.assert_close(found, gramian, rtol=1e-4, atol=1e-6)
+        for one, two in zip(parameters, model.parameters(), strict=True):
+            torch.testing.assert_close(one, two.detach(), rtol=1e-4, atol=1e-6)

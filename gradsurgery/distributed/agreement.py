@@ -90,6 +90,11 @@ class Agreement:
         elif self.found is not None and not self._compared_layouts:
             self.layouts(None, failure)
 
+    def once_more(self) -> "Agreement":
+        """The same to be agreed on, for a second look at the same losses."""
+        aspects = {name: text for name, text in self._aspects.items() if name not in ("losses", "counts")}
+        return Agreement(self.ranks, self._caller, aspects, counts=self._counts, same_losses=self._same_losses)
+
     def presence(self, present: Sequence[str], every: Sequence[str], reach: Mapping[int, int]) -> Presence:
         """Compares what has to be the same on all ranks, and shares what has not.
 
