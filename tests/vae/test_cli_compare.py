@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 from gradsurgery.integrations.vae import Run, Schema, Table, draw_comparison, fit, save_figure
-from gradsurgery.integrations.vae.atomic import write_whole
 from gradsurgery.integrations.vae.cli import main
 from gradsurgery.integrations.vae.cli.tables import read_table
+from gradsurgery.whole_file import write_whole
 
 
 @pytest.fixture(name="csv")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import torch
 
-from ..atomic import write_whole
+from gradsurgery.whole_file import write_whole
+
 from ..report import compare, comparison_page, model_page
 from ..report.text import shortened
 from ..tables.schema import Schema

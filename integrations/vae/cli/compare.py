@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from ..atomic import write_whole
+from gradsurgery.whole_file import write_whole
+
 from ..json_values import as_json
 from ..report.figures import draw_comparison, save_figure
 from ..stacked.medians import MedianEvaluation

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..atomic import write_whole
+from gradsurgery.whole_file import write_whole
+
 from ..tables.frame import read_csv
 
 SHIPPED = ("randhie", "anes96")

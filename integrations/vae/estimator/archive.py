@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..atomic import write_whole
+from gradsurgery.whole_file import write_whole
 
 DOCUMENT = "document.json"
 # One date for all files: what is the same has the same bytes.

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from ..atomic import write_whole
+from gradsurgery.whole_file import write_whole
+
 from ..json_values import as_json
 from ..stacked.medians import median_of_known
 from .cell import Cell

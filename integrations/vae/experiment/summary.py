@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..atomic import write_whole
+from gradsurgery.whole_file import write_whole
+
 from .cell import Cell
 from .comparison import compare
 from .record import Record, read_record, record_path

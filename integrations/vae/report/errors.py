@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
+from gradsurgery.diagnostics.page import escaped
+
 from ..training.evaluation import mean_of
 from . import text
 from .charts import bars
 from .comparison import Comparison, shares_of_pull
-from .text import escaped
 
 
 def errors(comparison: Comparison) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..atomic import write_whole
+from gradsurgery.diagnostics.pictures import COLOURS, save_figure
+
 from ..tables.cells import Floats
 from ..tables.column import Column, Label
 from ..training.run import Run
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# The colours of Okabe and Ito, which colour-blind readers can tell apart.
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+__all__ = ["draw_comparison", "save_figure"]
+
 DATA_COLOUR = "#C8C8C8"
 BINS = 24
 LABELS_SHOWN = 8
@@ -66,11 +66,6 @@ def draw_comparison(runs: Mapping[str, Run], title: str = "") -> Figure:
     bottom.suptitle(legend, x=0.01, ha="left", fontsize=11)
     _draw_marginals(list(bottom.subplots(panel_rows, PANELS_A_ROW, squeeze=False).flat), runs)
     return figure
-
-
-def save_figure(figure: Figure, path: str | Path) -> None:
-    """Writes a figure; the suffix of ``path`` says in which format. The file is there whole or not at all."""
-    write_whole(path, lambda file: figure.savefig(file, dpi=130))
 
 
 def _draw_errors(axes: Axes, runs: Mapping[str, Run]) -> None:

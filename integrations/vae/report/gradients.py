@@ -8,11 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gradsurgery.diagnostics.page import escaped
+
 from . import text
 from .charts import NUMBERED_FROM, Series, heat_map, over_training
 from .comparison import Arm, Comparison, imbalance
 from .conflicts import Conflicts
-from .text import escaped
 
 PAIRS_NAMED = 5
 MILD = -0.1

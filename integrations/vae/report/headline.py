@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from gradsurgery.diagnostics.page import escaped
+
 from ..training.evaluation import mean_of
 from . import text
 from .comparison import Comparison, imbalance
 from .gradients import where
-from .text import escaped
 
 WORSE_NAMED = 6
 

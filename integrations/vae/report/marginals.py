@@ -7,13 +7,14 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor
 
+from gradsurgery.diagnostics.page import escaped
+
 from ..tables.cells import Floats
 from ..tables.column import Column
 from ..tables.schema import Schema
 from . import text
 from .bins import bin_edges, grows
 from .charts import LABELS_SHOWN, histogram, shares
-from .text import escaped
 
 
 def marginals(schema: Schema, parts: Mapping[str, Tensor]) -> str:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from gradsurgery.diagnostics.page import Section, escaped
+
 from ..models.latent_model import LatentModel
 from ..tables.encoding import Encoding
 from ..tables.table import Table
@@ -18,9 +20,8 @@ from . import text
 from .charts import bars
 from .comparison import SAMPLED_ROWS, guess_errors
 from .marginals import marginals
-from .page import Section, page, swatches
+from .page import report_page, swatches
 from .schema_table import schema_entries
-from .text import escaped
 
 
 def model_page(
@@ -65,7 +66,7 @@ def model_page(
         found = reconstruct(model, features.to(next(model.parameters())))
         sections.insert(0, _errors(table, found))
         sections.insert(1, _rebuilt(table, found, keys))
-    return page(f"{title}: a VAE of a table", lead, sections, settings)
+    return report_page(f"{title}: a VAE of a table", lead, sections, settings)
 
 
 def _trained(history: Sequence[Epoch]) -> str:

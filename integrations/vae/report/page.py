@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
 import pandas as pd
 import torch
 
-import gradsurgery as gs
+from gradsurgery.diagnostics.page import Section, escaped, page
 
 from .comparison import Comparison
 from .errors import errors
@@ -18,16 +16,6 @@ from .headline import headline
 from .marginals import marginals
 from .schema_table import overriding, schema_table
 from .style import STYLE
-from .text import escaped
-
-
-class Section(NamedTuple):
-    """A part of the page: the anchor and the heading, what it shows, and what is to be seen."""
-
-    anchor: str
-    heading: str
-    says: str
-    body: str
 
 
 def comparison_page(comparison: Comparison) -> str:
@@ -42,7 +30,7 @@ def comparison_page(comparison: Comparison) -> str:
         f"<em>Gradient surgery</em>, here {label}, weighs the pulls before they are added. Two models were trained "
         "from the same start, on the same rows in the same order; only this differs.</p>"
     )
-    return page(
+    return report_page(
         f"{comparison.title}: a VAE with and without gradient surgery",
         lead + headline(comparison),
         _sections(comparison),
@@ -134,27 +122,6 @@ def swatches(keys: Mapping[str, str]) -> str:
     return f'<p class="legend">{spans}</p>'
 
 
-def page(title: str, lead: str, sections: Iterable[Section], settings: Mapping[str, str]) -> str:
-    """An HTML document."""
-    parts = list(sections)
-    links = "".join(f'<a href="#{part.anchor}">{part.heading}</a>' for part in parts)
-    bodies = "".join(
-        f'<section id="{part.anchor}"><h2>{part.heading}</h2><p>{part.says}</p>{part.body}</section>'
-        for part in parts
-    )
-    facts = {
-        **settings,
-        "gradsurgery": gs.__version__,
-        "torch": torch.__version__,
-        "pandas": pd.__version__,
-        "Python": platform.python_version(),
-    }
-    terms = "".join(f"<div><dt>{escaped(name)}</dt><dd>{escaped(value)}</dd></div>" for name, value in facts.items())
-    policy = "default-src 'none'; style-src 'unsafe-inline'"
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escaped(title)}</title><style>{STYLE}</style></head>\n<body><main><h1>{escaped(title)}</h1>{lead}"
-        f"<nav>{links}</nav>\n{bodies}</main>\n<footer><dl>{terms}</dl></footer></body></html>\n"
-    )
+def report_page(title: str, lead: str, sections: Iterable[Section], settings: Mapping[str, str]) -> str:
+    """An HTML document, with the style sheet of the drawings."""
+    return page(title, lead, sections, {**settings, "pandas": pd.__version__}, style=STYLE)

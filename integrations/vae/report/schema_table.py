@@ -8,11 +8,12 @@ from collections.abc import Sequence
 
 import torch
 
+from gradsurgery.diagnostics.page import escaped
+
 from ..tables.column import FITTING, Column, Kind, Zeros
 from ..tables.schema import Schema
 from ..tables.table import Table
 from . import text
-from .text import escaped
 
 LABELS_LISTED = 8
 LABELS_WRITTEN = 100

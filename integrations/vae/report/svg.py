@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from .text import escaped
+from gradsurgery.diagnostics.page import escaped
 
 Point = tuple[float, float]
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 import gradsurgery as gs
+from gradsurgery.whole_file import write_whole
 
-from ..atomic import write_whole
 from ..tables.table import Table
 from ..training.identity import describe_method, table_digest
 from ..training.preparation import Settings

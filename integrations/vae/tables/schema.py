@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..atomic import write_whole
+from gradsurgery.whole_file import write_whole
+
 from .column import Column, Kind, Label, LikelihoodName, Zeros
 from .frame import check_frame, refuse_duplicates
 from .inference import infer_column

@@ -98,7 +98,7 @@ class Table:
 
         Args:
             frame: The rows.
-            schema: That of the table the model was fitted on, :attr:`schema`.
+            schema: That of the table the model was fitted on, its ``schema``.
             ranges: Those of the table the model was fitted on, :meth:`ranges`, so that errors are measured
                 against them. ``None``: those of these rows.
 
