@@ -6,9 +6,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradsurgery import MultiObjectiveOptimizer, Surgery
+from gradsurgery.diagnostics.metrics import surgery_metrics
 
 from .losses import Counts, Losses
-from .metrics import surgery_metrics
 
 try:
     from accelerate import Accelerator

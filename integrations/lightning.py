@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from gradsurgery import MultiObjectiveOptimizer, Surgery
+from gradsurgery.diagnostics.metrics import surgery_metrics
 
 from .losses import Counts, Losses, total
-from .metrics import surgery_metrics
 
 if TYPE_CHECKING:
     import lightning.pytorch as new
@@ -128,13 +128,14 @@ def _only_optimizer(module: "AnyModule") -> object:
 class SurgeryMonitor(Callback):
     r"""Logs what the surgeries do, on the Trainer's logging steps (``log_every_n_steps``).
 
-    .. math:: \cos_{kl} = G_{kl} / \sqrt{G_{kk} G_{ll}}, \quad
-        \mathrm{conflicting} = \#\{k < l : G_{kl} < 0\} / \binom{K}{2}
+    .. math:: \cos_{kl} = G_{kl} / (n_k n_l), \quad n_k = \sqrt{G_{kk}}, \quad
+        \mathrm{conflicting} = \#\{k < l : G_{kl} < 0\} / \#\{k < l : n_k n_l > 0\}
 
     For two losses named ``depth`` and ``labels``: ``surgery/weight/depth``, ``surgery/cosine/depth-labels``,
-    ``surgery/conflicting`` and so on, see :func:`gradsurgery.integrations.metrics.surgery_metrics`. Of several
-    surgeries of an optimizer in one batch, the last one is logged. With several wrapped optimizers, the names start
-    with ``surgery/0/``, by position in ``configure_optimizers``.
+    ``surgery/conflicting`` and so on, see :func:`gradsurgery.diagnostics.surgery_metrics`. Of several surgeries of an
+    optimizer in one batch, the last one is logged. With several wrapped optimizers, the names start with
+    ``surgery/0/``, by position in ``configure_optimizers``. For averages, for layers and for a history that can be
+    drawn there is :class:`gradsurgery.ConflictMonitor`, which takes ``loggers=[trainer.logger]``.
 
     Guarantees:
         nothing is changed: parameters and states are bit-identical with and without it.

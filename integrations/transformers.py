@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradsurgery import Aggregator, MultiObjectiveOptimizer, Surgery
+from gradsurgery.diagnostics.metrics import surgery_metrics
 from gradsurgery.scalarizers import Scalarizer
 
 try:
@@ -28,7 +29,6 @@ except ImportError as error:
 
 from .accelerate import prepared_wrapper
 from .losses import Losses, total
-from .metrics import surgery_metrics
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Base
@@ -43,7 +43,7 @@ class MultiObjectiveMixin(_Base):
 
     Where a Trainer expects a loss, from the model or from ``compute_loss_func``, it takes a dict of them. A Trainer
     that has a ``compute_loss`` of its own overrides :meth:`compute_losses` instead. What the Trainer logs is the sum,
-    and beside it what :func:`gradsurgery.integrations.metrics.surgery_metrics` gives of the latest surgery; what it
+    and beside it what :func:`gradsurgery.diagnostics.surgery_metrics` gives of the latest surgery; what it
     evaluates is the sum. While gradients accumulate, each batch is one surgery.
 
     Guarantees:

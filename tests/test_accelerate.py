@@ -267,45 +267,16 @@ def test_without_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- what is logged ----------------------------------------------------------------------------------------------
 
 
-def surgery_of(rows: list[list[float]], method: Any, **options: Any) -> gs.Surgery:
-    """A surgery whose gradients are the rows, on a module for each column."""
-    model = nn.ModuleList(nn.Linear(1, 1, bias=False) for _ in rows[0])
-    optimizer = gs.MultiObjectiveOptimizer(torch.optim.SGD(model.parameters()), method, shared=model, **options)
-    weights = torch.cat([parameter.view(1) for parameter in model.parameters()])
-    return optimizer.backward({name: torch.tensor(row) @ weights for name, row in zip("abc", rows, strict=False)})
-
-
-def test_metrics() -> None:
-    metrics = surgery_metrics(surgery_of([[3.0, 4.0], [-3.0, 4.0], [0.0, 0.0]], gs.Sum()), "")
-    assert metrics.pop("cosine/a-b") == pytest.approx(7 / 25)
-    assert metrics.pop("cosine/a-c") == metrics.pop("cosine/b-c") == 0.0
-    assert metrics.pop("conflicting") == metrics.pop("lowest_cosine") == 0.0
-    assert [metrics.pop(f"weight/{name}") for name in "abc"] == [1.0, 1.0, 1.0]
-    assert list(metrics) == ["loss/a", "loss/b", "loss/c"]
-    metrics = surgery_metrics(surgery_of([[3.0, 4.0], [-4.0, 3.0], [-3.0, -4.0]], gs.Sum()))
-    assert metrics["surgery/conflicting"] == pytest.approx(1 / 3)
-    assert metrics["surgery/lowest_cosine"] == pytest.approx(-1)
-
-
-def test_metrics_of_groups_many_losses_and_methods_without_inner_products() -> None:
-    metrics = surgery_metrics(surgery_of([[1.0, 1.0], [1.0, -2.0]], gs.Sum(), scope="module"), "")
-    assert metrics["cosine/a-b"] == pytest.approx(0.0)
-    assert metrics["conflicting"] == 0.5
-    assert metrics["lowest_cosine"] == pytest.approx(-1)
-    short = surgery_metrics(surgery_of([[1.0, 1.0], [1.0, -2.0]], gs.Sum()), "", max_losses=1)
-    assert short == {"lowest_cosine": pytest.approx(-(10**-0.5)), "conflicting": 1.0}
-    drop = surgery_metrics(surgery_of([[1.0, 1.0], [1.0, -2.0]], gs.GradDrop()), "")
-    assert list(drop) == ["loss/a", "loss/b"]
-    with pytest.raises(ValueError, match="at least 0, got -1"):
-        surgery_metrics(surgery_of([[1.0]], gs.Sum()), max_losses=-1)
-    nothing: Any = gs.MultiObjectiveOptimizer(torch.optim.SGD([nn.Parameter(torch.ones(1))]), gs.Sum()).last_surgery
-    with pytest.raises(TypeError, match="`surgery` must be what backward.. returned, got NoneType"):
-        surgery_metrics(nothing)
+def test_metrics_are_those_of_the_diagnostics() -> None:
+    assert surgery_metrics is gs.diagnostics.surgery_metrics
 
 
 # --- the example -------------------------------------------------------------------------------------------------
 
 
-def test_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "picture.png"
+    monkeypatch.setattr(sys, "argv", ["accelerate_multitask.py", "--out", str(picture)])
     runpy.run_path(str(Path(__file__).parent.parent / "examples" / "accelerate_multitask.py"), run_name="__main__")
+    assert picture.read_bytes().startswith(b"\x89PNG")
     assert "conflicting" in capsys.readouterr().out
