@@ -8,7 +8,7 @@ Wrap an optimizer, hand over the losses instead of their sum::
     optimizer.step()
 """
 
-from . import aggregators, engines, kernels, scalarizers, solvers
+from . import aggregators, diagnostics, scalarizers
 from .aggregators import (
     CRMOGM,
     IMTLG,
@@ -35,6 +35,8 @@ from .aggregators import (
 )
 from .block import ImpartialityBlock
 from .catalogue import available, get
+from .comparison import compare
+from .diagnostics import ConflictMonitor, diagnose
 from .engines import functional_jacobian
 from .heads import FusedHeads
 from .optimizer import MultiObjectiveOptimizer
@@ -81,16 +83,18 @@ __all__ = [
     # methods by name
     "available",
     "get",
+    # do the losses conflict, and does surgery help
+    "ConflictMonitor",
+    "compare",
+    "diagnose",
     # writing a method
     "Aggregator",
     "GramianAggregator",
     "Randomized",
     # how gradients are obtained
     "functional_jacobian",
-    # parts
+    # more of them
     "aggregators",
-    "engines",
-    "kernels",
+    "diagnostics",
     "scalarizers",
-    "solvers",
 ]  # fmt: skip
