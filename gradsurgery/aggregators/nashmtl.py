@@ -18,8 +18,10 @@ class NashMTL(GramianAggregator):
     .. math:: d = J^\top \alpha, \quad G \alpha = 1 / \alpha, \quad \alpha > 0
 
     That is the paper's condition, and with it d is always as long as :math:`\sqrt K`, however small the gradients.
-    The published code solves it for :math:`G / \lVert G \rVert_F`: the same direction, its length in proportion to
-    the gradients. That is ``normalize=True``, the default: training with it can come to rest.
+    The published code solves the same (it divides by :math:`\lVert G \rVert_F` for its solver only), and shortens d
+    to 1: ``NashMTL(normalize=False, max_norm=1.0)``. By default the condition is solved for
+    :math:`G / \lVert G \rVert_F`: the same direction, its length in proportion to the gradients, so that training
+    can come to rest.
 
     Guarantees:
         non_conflicting: ``J @ d >= 0`` up to rounding.
@@ -35,9 +37,9 @@ class NashMTL(GramianAggregator):
     only its length does.
 
     Args:
-        normalize: Whether the condition is for G divided by its Frobenius norm, as in the published code: d then
-            grows with the gradients. ``False`` is the paper's form, in which d is as long as the root of the number
-            of losses, whatever the scale.
+        normalize: Whether the condition is for G divided by its Frobenius norm: d then grows with the gradients.
+            ``False`` is the form of the paper and its code, in which d is as long as the root of the number of
+            losses, whatever the scale.
         max_norm: Longest d, > 0; a longer one is shortened. ``None``: d is what it is. The published code clips the
             gradient of the shared parameters to 1 in every step; that is an absolute length, like any clipping. It
             matters where gradients become huge: without it, steep walls fill the moments of an optimizer like Adam.
@@ -78,7 +80,8 @@ class NashMTL(GramianAggregator):
             self.register_per_loss("kept", math.nan)
             self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
 
-    # Departs from Navon et al., section 3.2: they solve a sequence of convex problems from the last weights on; the
+    # Departs from Navon et al., section 3: as it comes, the length of d follows that of the gradients, see above.
+    # Departs from section 3.2: they solve a sequence of convex problems from the last weights on; the
     # condition is that of a strictly convex problem itself, which Newton's method solves exactly.
 
     def weights(self, gramian: Tensor, losses: Tensor | None = None) -> Tensor:
