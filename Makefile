@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo test lint format bench build clean
+.PHONY: help demo test lint format docs bench build clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -33,6 +33,10 @@ lint: $(READY)  ## ruff and the type checker in strict mode
 format: $(READY)  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+docs: $(READY)  ## the pages, under build/docs, warnings as errors; start with build/docs/index.html
+	$(BIN)/python docs/generate_guarantees.py
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -c docs -d build/doctrees . build/docs
 
 bench: $(READY)  ## measure; writes JSON under benchmarks/results
 	$(BIN)/python benchmarks/step.py

@@ -1,5 +1,9 @@
-"""Two tasks on one trunk with Accelerate: bfloat16, accumulation, clipping, a scheduler, a checkpoint, metrics."""
+"""Two tasks on one trunk with Accelerate: bfloat16, accumulation, clipping, a scheduler, a checkpoint, metrics.
 
+The picture shows when the tasks conflict. Needs: pip install gradsurgery[accelerate,plots] scikit-learn
+"""
+
+import argparse
 import tempfile
 
 import torch
@@ -10,8 +14,12 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 import gradsurgery as gs
+from gradsurgery.diagnostics.pictures import save_figure
 from gradsurgery.integrations.accelerate import backward, surgery_metrics
 
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("--out", default="accelerate.png", help="where the picture goes (default: accelerate.png)")
+options = parser.parse_args()
 images, labels = (torch.tensor(array) for array in load_digits(return_X_y=True))
 
 
@@ -32,6 +40,7 @@ torch.manual_seed(0)
 accelerator = Accelerator(cpu=True, mixed_precision="bf16", gradient_accumulation_steps=2)
 model = Digits()
 optimizer = gs.MultiObjectiveOptimizer(torch.optim.AdamW(model.parameters(), lr=4e-3), gs.UPGrad())  # changed
+monitor = gs.ConflictMonitor(optimizer, every=4)
 scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=220)
 loader = DataLoader(TensorDataset(images[:1400].float(), labels[:1400]), batch_size=32, shuffle=True)
 model, optimizer, scheduler, loader = accelerator.prepare(model, optimizer, scheduler, loader)
@@ -58,3 +67,4 @@ with tempfile.TemporaryDirectory() as folder:
 with torch.no_grad():
     scores, _ = model(images[1400:].float())
 print(f"names wrong {(scores.argmax(1) != labels[1400:]).float().mean():.1%}")
+save_figure(monitor.history.draw_time(), options.out)

@@ -1,4 +1,9 @@
-"""Two tasks on one trunk under Lightning: name the digit, redraw the picture. Do their gradients conflict?"""
+"""Two tasks on one trunk under Lightning: name the digit, redraw the picture. Do their gradients conflict?
+
+The picture shows what weights the last method gave them. Needs: pip install gradsurgery[lightning,plots] scikit-learn
+"""
+
+import argparse
 
 import lightning
 import torch
@@ -8,8 +13,12 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 import gradsurgery as gs
+from gradsurgery.diagnostics.pictures import save_figure
 from gradsurgery.integrations.lightning import SurgeryMonitor, scalarize
 
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("--out", default="lightning.png", help="where the picture goes (default: lightning.png)")
+options = parser.parse_args()
 images, labels = (torch.tensor(array) for array in load_digits(return_X_y=True))
 images = images.float()  # 1797 x 64, ink from 0 to 16
 
@@ -35,7 +44,9 @@ class Digits(lightning.LightningModule):
         return scalarize(self, self.losses(*batch))
 
     def configure_optimizers(self) -> gs.MultiObjectiveOptimizer:
-        return gs.MultiObjectiveOptimizer(torch.optim.Adam(self.parameters(), lr=2e-3), self.method)
+        optimizer = gs.MultiObjectiveOptimizer(torch.optim.Adam(self.parameters(), lr=2e-3), self.method)
+        self.monitor = gs.ConflictMonitor(optimizer, every=2)
+        return optimizer
 
 
 for method in (gs.Sum(), gs.UPGrad(), gs.IMTLG()):
@@ -62,3 +73,4 @@ for method in (gs.Sum(), gs.UPGrad(), gs.IMTLG()):
         f"last logged: cosine {seen['surgery/cosine/name-redraw']:5.2f}, "
         f"weights {seen['surgery/weight/name']:.2f} and {seen['surgery/weight/redraw']:.2f}"
     )
+save_figure(model.monitor.history.draw_weights(), options.out)  # those of the last method

@@ -1,5 +1,9 @@
-"""Two tasks on a small BERT with the Trainer: tag each token, name the topic. Nothing is downloaded."""
+"""Two tasks on a small BERT with the Trainer: tag each token, name the topic. Nothing is downloaded.
 
+The picture shows in which layers the tasks conflict. Needs: pip install gradsurgery[transformers,plots]
+"""
+
+import argparse
 import tempfile
 from typing import Any
 
@@ -9,7 +13,12 @@ from torch.nn import functional
 from transformers import BertConfig, BertModel, BertPreTrainedModel, TrainingArguments
 
 import gradsurgery as gs
+from gradsurgery.diagnostics.pictures import save_figure
 from gradsurgery.integrations.transformers import MultiObjectiveTrainer
+
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("--out", default="transformers.png", help="where the picture goes (default: transformers.png)")
+options = parser.parse_args()
 
 WORDS, TOPICS = 40, 4
 
@@ -65,6 +74,9 @@ with tempfile.TemporaryDirectory() as folder:
         train_dataset=sentences(512),
         eval_dataset=sentences(64),
         aggregator=gs.UPGrad(),  # changed
+        shared=model.bert,  # so that its layers have names
     )
+    monitor = gs.ConflictMonitor(trainer.create_optimizer(), every=2, scope="module")
     trainer.train()
     print(f"sum of the losses on new sentences {trainer.evaluate()['eval_loss']:.3f}")
+save_figure(monitor.history.draw_layers(), options.out)

@@ -1,5 +1,7 @@
 """The example that restores hidden cells: everyone is measured on the same cells, by the error it states."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -48,8 +50,10 @@ def test_draws_are_pooled_by_median_and_majority() -> None:
     assert set(found["code"]) == {9.0}
 
 
-def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
-    table = example.main(["--seeds", "1", "--epochs", "1"])
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "anes96.png"
+    table = example.main(["--seeds", "1", "--epochs", "1", "--out", str(picture)])
+    assert picture.read_bytes().startswith(b"\x89PNG")
     assert list(table.index[-2:]) == ["logpopul", "mean"]
     assert table.notna().all().all()
     assert "mean of 1 seeds; hidden cells: 20%" in capsys.readouterr().out

@@ -598,6 +598,11 @@ def test_missing_lightning_names_the_extra() -> None:
     assert 'pip install "gradsurgery[lightning]"' in done.stderr
 
 
-def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_example_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "picture.png"
+    monkeypatch.setattr(sys, "argv", ["lightning_multitask.py", "--out", str(picture)])
     runpy.run_path(str(Path(__file__).parent.parent / "examples" / "lightning_multitask.py"), run_name="__main__")
+    assert picture.read_bytes().startswith(b"\x89PNG")
     assert "names wrong" in capsys.readouterr().out

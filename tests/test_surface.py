@@ -90,7 +90,8 @@ def test_readme_code_runs(capsys: pytest.CaptureFixture[str]) -> None:
 def test_readme_links_and_pictures_exist() -> None:
     pages = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md")
     for page in (*pages, *(ROOT / "docs").glob("*.md")):
-        targets = re.findall(r"\]\(([^)#\s]+)\)", page.read_text())
+        prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+        targets = re.findall(r"\]\(([^)#\s]+)\)", prose)
         for target in targets:
             assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name}: {target}"
 
@@ -126,15 +127,6 @@ def test_every_scalarizer_is_in_the_readme() -> None:
     text = (ROOT / "README.md").read_text()
     listed = set(re.findall(r"`(\w+)`", text[text.index("| scalarizer |") :]))
     assert {cls.__name__ for cls in gs.scalarizers.CONTRACTS} <= listed
-
-
-def test_example_runs() -> None:
-    source = (ROOT / "examples" / "digits.py").read_text()
-    short = source.replace("range(30)", "range(1)")
-    assert short != source
-    done = subprocess.run([sys.executable, "-W", "error", "-c", short], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("names wrong") == 4
 
 
 def test_importing_changes_nothing() -> None:

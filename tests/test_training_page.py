@@ -1,4 +1,4 @@
-"""Every recipe of docs/training.md runs as it stands."""
+"""Every recipe of docs/training.md and docs/distributed.md runs as it stands."""
 
 import multiprocessing
 import os
@@ -13,18 +13,19 @@ from pathlib import Path
 import pytest
 import torch
 
-PAGE = Path(__file__).parents[1] / "docs" / "training.md"
+DOCS = Path(__file__).parents[1] / "docs"
+TEXT = "".join((DOCS / name).read_text() for name in ("training.md", "distributed.md"))
 
 START = multiprocessing.get_context("forkserver")  # a new process has these modules at once
 START.set_forkserver_preload(["gradsurgery", "torch.distributed.checkpoint.state_dict", "torch._dynamo", "lightning"])
 
 
 def recipes() -> dict[str, str]:
-    """The page's code by heading."""
+    """The pages' code by heading."""
     found: dict[str, str] = {}
     heading = ""
     inside = False
-    for line in PAGE.read_text().splitlines():
+    for line in TEXT.splitlines():
         if line == "```python":
             inside, name = True, heading
             while name in found:
@@ -90,7 +91,6 @@ def test_torchrun_runs_them(tmp_path: Path) -> None:
 
 
 def test_there_is_a_recipe_for_everything() -> None:
-    text = PAGE.read_text()
     for word in (
         "GradScaler",
         "DistributedDataParallel",
@@ -102,4 +102,4 @@ def test_there_is_a_recipe_for_everything() -> None:
         "torch.distributed.checkpoint",
     ):
         assert any(word in code for code in recipes().values()), word
-    assert "None" in text
+    assert "None" in TEXT

@@ -389,8 +389,11 @@ def test_without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- the example -------------------------------------------------------------------------------------------------
 
 
-def test_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "picture.png"
+    monkeypatch.setattr(sys, "argv", ["transformers_multitask.py", "--out", str(picture)])
     runpy.run_path(str(Path(__file__).parent.parent / "examples" / "transformers_multitask.py"), run_name="__main__")
+    assert picture.read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
     assert "surgery/conflicting" in printed
     assert "sum of the losses" in printed

@@ -21,7 +21,7 @@ class FAMO(Given):
         \frac1c = \sum_k \frac{z_k}{D_k}
 
     c and z are held fixed, so that the weights :math:`c z_k / D_k` are positive and sum to 1. After the step,
-    :meth:`update` takes the losses on the same batch and
+    :meth:`Scalarizer.update` takes the losses on the same batch and
 
     .. math:: \xi \leftarrow \operatorname{Adam}\Bigl(\xi, \; \frac{\partial z}{\partial \xi}^{\top}
         \bigl(\log D(\text{before}) - \log D(\text{after})\bigr) + \gamma \xi\Bigr)

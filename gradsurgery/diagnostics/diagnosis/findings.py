@@ -1,8 +1,8 @@
 r"""What is wrong with the sum of several losses, if anything: lengths, directions, or only noise.
 
 Judged on the Gramian :math:`U` of the mean gradients (see :mod:`gradsurgery.diagnostics.diagnosis.noise`), with
-lengths :math:`n_i = \sqrt{U_{ii}}` and cosines :math:`c_{ij}`. Something counts when it is both large enough to matter
-and too large to be chance.
+lengths :math:`n_i = \sqrt{U_{ii}}` and cosines :math:`c_{ij}`. Something counts when it is both large enough to
+matter and too large to be chance.
 """
 
 from collections.abc import Callable
