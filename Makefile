@@ -46,6 +46,8 @@ bench: $(READY)  ## measure; writes JSON under benchmarks/results
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/ranks.py
 	$(BIN)/python benchmarks/seeds.py
+	$(BIN)/python benchmarks/monitor.py
+	$(BIN)/python benchmarks/claims.py
 
 build: $(READY)  ## a wheel under dist
 	$(BIN)/python -m build --wheel --no-isolation
