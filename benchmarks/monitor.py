@@ -1,9 +1,9 @@
 """What watching costs: a step with a monitor against the same step without, alternately, in one process.
 
 Two claims. Where a surgery has formed the Gramian, a monitor adds under 2% to a step (forward pass, surgery), with
-``every=1``; measured in pairs of steps, and by itself, as microseconds of one recorded step. Training on a plain sum,
-one sampled pass costs its K backward passes divided by ``every``. Processor time, on one thread. Writes
-``benchmarks/results/monitor.json``.
+``every=1``; measured in pairs of steps, and by itself, as microseconds of one recorded step. Only the latter includes
+putting in order what was recorded, every 256 steps: it decides. Training on a plain sum, one sampled pass costs its K
+backward passes divided by ``every``. Processor time, on one thread. Writes ``benchmarks/results/monitor.json``.
 """
 
 import argparse

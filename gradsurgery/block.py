@@ -220,7 +220,7 @@ class ImpartialityBlock(nn.Module):
             "num_branches": f"{self.num_branches}",
             "aggregator": described(method),
             "rescale": f"{self.rescale}",
-            "hooks": f"{self.needs_rows and bool(self._hooks.due())}",
+            "hooks": f"{'a' if self.needs_rows and self._hooks.due() else 'no'} monitor or other hook to look for",
         }
         behind = not self._peers.have_followed
         Agreement(

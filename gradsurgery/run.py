@@ -16,6 +16,7 @@ from .eager import uncompiled
 from .engines import PerLossGradients, Request, all_items
 from .engines.averages import averages
 from .engines.donation import donation_explained
+from .engines.static_graph import first_reduction_left
 from .engines.workspace import Workspace
 from .hooks import SurgeryHooks, Watcher
 from .losses import Losses, check_extra_loss, check_instances, named_losses, split_instances
@@ -105,7 +106,7 @@ class Run:
             "engine and scope": f"{type(engine).__name__}, {self.settings.scope}",
             "parameters": described_parameters(wrapped, names),
             "extra_loss": "none" if extra_loss is None else "one",
-            "hooks": f"{self._extra_scopes(self.hooks.due())}",
+            "hooks": f"{self._extra_scopes(self.hooks.due()) or 'none'} to form for monitors and other hooks",
         }
         caller, behind = "MultiObjectiveOptimizer", not self.settings.peers.have_followed
         same, follow = engine.adds_up, partial(self._follow_first, ranks, wrapped)
@@ -187,10 +188,11 @@ class Run:
             return self._looks(beside, scopes)
 
     def _looks(self, request: Request, scopes: Sequence[Scope]) -> dict[Scope | None, Surgery]:
-        found = self._differentiate(request)
-        with torch.no_grad(), torch.autocast(found.values.device.type, enabled=False):
-            plan = self._plan(request, found, [])
-            return {scope: look_at(found, plan._replace(scope=scope)) for scope in scopes}
+        with first_reduction_left(request.losses):
+            found = self._differentiate(request)
+            with torch.no_grad(), torch.autocast(found.values.device.type, enabled=False):
+                plan = self._plan(request, found, [])
+                return {scope: look_at(found, plan._replace(scope=scope)) for scope in scopes}
 
     def look(self, request: Request, scope: Scope) -> Surgery:
         """The inner products of the unscaled gradients, and no surgery."""
@@ -202,7 +204,8 @@ class Run:
         """Unscaled per-loss gradients of the shared parameters, in the optimizer's order, in memory of their own."""
         with request.agreement or nullcontext():
             request, _ = self._prepared(request)
-            found = self._differentiate(replace(request, workspace={}, rows=True), whole=True)
+            with first_reduction_left(request.losses):
+                found = self._differentiate(replace(request, workspace={}, rows=True), whole=True)
         blocks = {part.parameters[0]: part for part in found.jacobian().parts()}
         rows = {parameter: blocks[parameter].dense() for parameter in in_order(list(blocks), request.wrapped)}
         factor = _factor(request, found)

@@ -62,10 +62,14 @@ def check_wrapping(optimizer: object, method: object, engine: object, scope: obj
             f"{type(optimizer).__name__}."
         )
     if not isinstance(method, Aggregator | Scalarizer):
-        got = f"the class {method.__name__}" if isinstance(method, type) else type(method).__name__
+        got, advice = type(method).__name__, ""
+        if isinstance(method, type):
+            got, advice = f"the class {method.__name__}", f" Build it: {method.__name__}()."
+        elif isinstance(method, str):
+            got, advice = repr(method), f" By name it is gs.get({method!r})."
         raise TypeError(
             f"MultiObjectiveOptimizer: `aggregator` must be an aggregator such as gs.UPGrad(), or a scalarizer, got "
-            f"{got}."
+            f"{got}.{advice}"
         )
     check_scope(scope, "MultiObjectiveOptimizer")
     if isinstance(method, Scalarizer) and (engine != "auto" or scope != "all"):

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 import gradsurgery as gs
-from gradsurgery.diagnostics.diagnosis.advice import Recommendation, headline, listed, recommended, weights_of
+from gradsurgery.diagnostics.diagnosis.advice import Recommendation, headline, recommended, weights_of
 from gradsurgery.diagnostics.diagnosis.findings import Findings, find, nearest_gramian
 from gradsurgery.diagnostics.diagnosis.noise import BatchProducts
+from gradsurgery.diagnostics.diagnosis.reasons import listed
 
 
 def products_of(rows: Tensor, present: Tensor | None = None) -> BatchProducts:
@@ -150,6 +151,9 @@ def test_few_batches_are_not_enough(batches: int) -> None:
     assert "gs.UPGrad()" in advice.reason
     assert headline(findings).startswith("Not certain.")
     assert findings.noise.isnan().all()
+    calm = recommended(found(unit(0.0), batches=batches))
+    assert "cannot tell noise from conflict" in calm.reason
+    assert "pass it three times" in calm.reason
 
 
 def test_one_batch_three_times_is_enough() -> None:
@@ -174,6 +178,60 @@ def test_slight_conflicts_that_add_up_are_told() -> None:
     reason = recommended(findings).reason
     cosine = float(findings.cosines[0, 1])
     assert f"the others would take {-800 * cosine:.0f}% of the progress of" in reason
+
+
+def test_the_pair_that_is_told_is_that_of_the_loss_in_trouble() -> None:
+    rows = torch.eye(8, dtype=torch.float64)
+    rows[0, 1:6] = -0.09  # five slight conflicts of the first are the trouble, not the one of the last two
+    rows[7, 6] = -0.15
+    findings = found(rows)
+    assert findings.crowded.tolist() == [True] + [False] * 7
+    assert headline(findings) == "Direction: the other losses pull against 'a'."
+    reason = recommended(findings).reason
+    assert reason.startswith("Slight conflicts add up")
+    assert reason.endswith(f"the others would take {100 * findings.taken[0]:.0f}% of the progress of 'a'.")
+
+
+def test_why_a_conflict_is_no_trouble_is_told() -> None:
+    slight = found(scaled(unit(-0.15), 1, 4))
+    assert float(slight.progress(torch.ones(2))[0]) < 0.5  # so much for three quarters
+    assert "with gradients of one length neither would take more than a quarter" in recommended(slight).reason
+    helped = recommended(found(KNOWN["a third that helps"][0])).reason
+    assert "'a' and 'b' do conflict on average (cosine -0.30), but the other losses make up for it." in helped
+
+
+def test_nothing_is_said_of_pairs_lost_in_noise() -> None:
+    rows = torch.randn(16, 3, 100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rows[:, 0, 0] += 20.0
+    rows[:, 1, 1] += 20.0
+    rows[:, 2] -= 0.05 * rows[:, 0]
+    findings = find(("strong", "too", "lost"), products_of(rows))
+    assert findings.trouble == "none"
+    assert findings.conflict_shares[0, 2] > 0.25
+    assert findings.standing[0, 2] == "unclear"
+    reason = recommended(findings).reason
+    assert "that is noise" not in reason
+    assert "may conflict" not in reason
+    assert "Nothing can be said of 'lost', lost in noise." in reason
+
+
+@pytest.mark.parametrize(("factor", "said"), [(30.0, True), (3.0, False)])
+def test_a_loss_that_drowns_another_in_every_batch_is_told(factor: float, said: bool) -> None:
+    rows = torch.randn(16, 2, 100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rows[:, 1] *= factor
+    findings = find(("small", "big"), products_of(rows))
+    assert findings.trouble == "noise"
+    torch.testing.assert_close(findings.batch_lengths, rows.square().sum(2).mean(0).sqrt())
+    rows[:, 0, 0] += 20.0  # a signal does not help against longer noise
+    for own in (findings, find(("small", "big"), products_of(rows))):
+        assert own.trouble == "noise"
+        assert ("times shorter than that of 'big', which may drown it" in recommended(own).reason) == said
+
+
+def test_one_loss_is_asked_for_its_terms() -> None:
+    one = found([[1.0, 0.0]])
+    assert headline(one) == "One loss: nothing can conflict with it."
+    assert "return its terms one by one" in recommended(one).reason
 
 
 def test_who_is_made_worse_is_told() -> None:

@@ -119,9 +119,9 @@ def test_construction() -> None:
         gs.MultiObjectiveOptimizer([plain], gs.Sum())
     with pytest.raises(TypeError, match="not wrapped yet"):
         gs.MultiObjectiveOptimizer(gs.MultiObjectiveOptimizer(plain, gs.Sum()), gs.Sum())
-    with pytest.raises(TypeError, match="`aggregator` must be .* got the class MGDA"):
+    with pytest.raises(TypeError, match=r"`aggregator` must be .* got the class MGDA\. Build it: MGDA\(\)\."):
         gs.MultiObjectiveOptimizer(plain, gs.MGDA)
-    with pytest.raises(TypeError, match="`aggregator` must be .* got str"):
+    with pytest.raises(TypeError, match=r"got 'mgda'\. By name it is gs\.get\('mgda'\)\."):
         gs.MultiObjectiveOptimizer(plain, "mgda")
     with pytest.raises(ValueError, match=r"`engine` must be one of .* got 'lop'"):
         gs.MultiObjectiveOptimizer(plain, gs.Sum(), engine="lop")

@@ -142,3 +142,11 @@ def test_page_says_what_was_recorded() -> None:
         assert (float(rate),) == row.learning_rates
         assert float(mean) == pytest.approx(row.means["error"], rel=0.05)
         assert [float(seed) for seed in seeds] == pytest.approx(comparison.values(row.label)[:, 0].tolist(), rel=0.05)
+
+
+def test_what_was_advised_was_trained_alike() -> None:
+    recorded = _recorded()
+    advised, tuned = recorded["advised by the diagnosis"], recorded["tuned"]
+    assert advised.values("chain")[:, 0].tolist() == pytest.approx([0.012, 0.00007, 0.00056], rel=0.05)
+    assert "ends at .012, .00007 and .00056" in (ROOT / "docs" / "burgers.md").read_text()
+    assert advised.values("sum").tolist() == tuned.values("sum").tolist()

@@ -1,7 +1,9 @@
 """Comparisons of methods: known answers, the same conditions for all, failures, tuning."""
 
+import gc
 import math
 import random
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, TensorDataset
 
 import gradsurgery as gs
 from gradsurgery.comparison import Arm, Comparison, Row, compare
@@ -171,6 +173,9 @@ def drawn_one_by_one(epoch: int) -> Iterable[Any]:
 LOADERS: dict[str, Callable[[], Any]] = {
     "shuffled": lambda: DataLoader(DATA, batch_size=4, shuffle=True),
     "own generator": lambda: DataLoader(DATA, batch_size=4, shuffle=True, generator=torch.Generator()),
+    "generator of a sampler": lambda: DataLoader(
+        DATA, batch_sampler=BatchSampler(RandomSampler(DATA, generator=torch.Generator()), 4, False)
+    ),
     "function, torch": lambda: shuffled_by(lambda count: torch.randperm(count).tolist()),
     "function, NumPy": lambda: shuffled_by(lambda count: np.random.permutation(count).tolist()),
     "function, Python": lambda: shuffled_by(lambda count: random.sample(range(count), count)),
@@ -259,6 +264,60 @@ def test_the_callers_random_state_is_left_alone() -> None:
     assert [np.random.rand(), random.random()] == expected[1:]
     assert torch.initial_seed() == 3
     assert torch.equal(loader.generator.get_state(), state)
+
+
+def test_further_batches_leave_the_generator_of_a_loader_alone() -> None:
+    loader = DataLoader(DATA, batch_size=4, shuffle=True, generator=torch.Generator().manual_seed(5))
+    state = loader.generator.get_state()
+    compare(Heads, losses, loader, metrics, methods=["sdmgrad"], epochs=2, seeds=1, progress=False)
+    assert torch.equal(loader.generator.get_state(), state)
+
+
+class Noisy(Dataset[tuple[Tensor, ...]]):
+    """Rows with noise that is drawn in the workers."""
+
+    def __len__(self) -> int:
+        return len(INPUTS)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, ...]:
+        return INPUTS[row] + torch.randn(3), DATA.tensors[1][row]
+
+
+def test_workers_that_stay_draw_the_same_for_all() -> None:
+    loader = DataLoader(Noisy(), batch_size=4, num_workers=1, persistent_workers=True)
+    seen: dict[int, list[Tensor]] = {}
+    built: list[nn.Module] = []
+
+    def build() -> Heads:
+        built.append(Heads())
+        return built[-1]  # type: ignore[return-value]
+
+    def watched(model: Any, batch: Sequence[Tensor]) -> dict[str, Tensor]:
+        seen.setdefault(len(built), []).append(batch[0])
+        if len(seen[len(built)]) > 20:
+            raise RuntimeError("an epoch without an end")
+        return losses(model, batch)
+
+    compare(
+        build, watched, loader, metrics, methods=["sdmgrad"], epochs=2, seeds=1, static_weights=[],
+        single_task=False, progress=False,
+    )  # fmt: skip
+    plain, sdmgrad = seen[2], seen[3][2::3]  # two further batches come before each of the training's
+    assert len(plain) == len(sdmgrad) == 6
+    assert all(torch.equal(one, other) for one, other in zip(plain, sdmgrad, strict=True))
+    assert not torch.equal(plain[0], plain[3])  # another epoch, another noise
+
+
+def test_a_model_that_is_made_once_is_refused() -> None:
+    model = Heads()
+    with pytest.raises(ValueError, match="`build` must make new weights each time, got the same Linear again"):
+        compare(lambda: model, losses, [DATA.tensors], metrics, methods=[], epochs=1, seeds=1, progress=False)
+
+
+def test_batches_that_are_used_up_are_refused() -> None:
+    once = iter([DATA.tensors] * 3)
+    with pytest.raises(ValueError, match="`batches` must hold batches in every epoch, got none in epoch 1"):
+        compare(Heads, losses, lambda epoch: once, metrics, methods=[], epochs=2, seeds=1, progress=False)
 
 
 def test_unequal_starts_are_noticed() -> None:
@@ -459,6 +518,25 @@ def test_the_scope_of_an_arm_is_that_of_its_surgery(monkeypatch: pytest.MonkeyPa
     assert scopes == ["tensor", "all"]
 
 
+@pytest.mark.parametrize("scope", ["module", "tensor"])
+def test_scopes_know_the_modules_of_an_untagged_model(scope: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = set()
+    original = gs.MultiObjectiveOptimizer.backward
+
+    def spied(self: Any, *arguments: Any, **options: Any) -> Any:
+        surgery = original(self, *arguments, **options)
+        groups.add(surgery.groups)
+        return surgery
+
+    monkeypatch.setattr(gs.MultiObjectiveOptimizer, "backward", spied)
+    comparison = compare(
+        Heads, losses, [DATA.tensors], metrics, methods={"own": Arm("upgrad", scope=scope)}, epochs=1, seeds=1,
+        static_weights=[], single_task=False, progress=False,
+    )  # fmt: skip
+    assert rows_of(comparison)["own"].error is None
+    assert groups == {("trunk.0",) if scope == "module" else ("trunk.0.weight", "trunk.0.bias")}
+
+
 def test_random_methods_draw_by_the_seed() -> None:
     generator = torch.Generator().manual_seed(8)
     instance = gs.aggregators.Random(generator=generator)
@@ -497,7 +575,7 @@ def test_a_scheduler_is_stepped_after_each_step() -> None:
         return torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
 
     on_quadratics(scheduler=scheduler, single_task=False, epochs=2)
-    assert rates == list(range(2 * len(STEPS) + 1))
+    assert rates == [0, *range(2 * len(STEPS) + 1)]  # one is looked at beforehand, and not stepped
 
 
 # --- tuning ------------------------------------------------------------------------------------------------------
@@ -628,6 +706,38 @@ def test_one_that_fails_in_a_later_seed_ranks_last() -> None:
     assert math.isnan(row.delta)
 
 
+def test_a_failure_lets_go_of_its_model() -> None:
+    alive: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+    beside: list[int] = []
+
+    def build() -> Heads:
+        gc.collect()
+        beside.append(len(alive))
+        model = Heads()
+        alive.add(model)
+        return model
+
+    comparison = compare(
+        build, losses, [DATA.tensors] * 3, metrics, methods={"failing": Failing, "upgrad": "upgrad"}, epochs=1,
+        seeds=2, single_task=False, static_weights=[], progress=False,
+    )  # fmt: skip
+    assert rows_of(comparison)["failing"].error is not None
+    assert beside == [0] * 6
+
+
+def test_numbers_that_are_infinite_from_the_start_are_no_divergence() -> None:
+    class Masked(Point):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mask = nn.Parameter(torch.tensor([0.0, -math.inf]), requires_grad=False)
+
+    comparison = compare(
+        Masked, quadratics, STEPS, values, methods=[], epochs=2, optimizer=torch.optim.SGD, learning_rates=[0.1],
+        static_weights=[], seeds=1, single_task=False, progress=False,
+    )  # fmt: skip
+    assert rows_of(comparison)["sum"].means == pytest.approx({"low": 3.25, "high": 2.75})
+
+
 def test_divergence_is_no_error_but_ranks_last() -> None:
     calls = []
 
@@ -649,7 +759,7 @@ def test_divergence_is_no_error_but_ranks_last() -> None:
     assert len(trial.curve) == 1  # it is given up after the epoch
     assert all(map(math.isnan, trial.metrics.values()))
     assert all(map(math.isfinite, calls))
-    assert "it diverged" in str(comparison)
+    assert "0 of 1 seeds came to an end (not all metrics are finite)" in " ".join(str(comparison).split())
 
 
 def test_a_candidate_that_fails_leaves_the_others_to_be_chosen() -> None:
@@ -699,6 +809,7 @@ def test_a_metric_that_is_missing_once_ranks_last() -> None:
         ({"higher_is_better": ["lwo"]}, ValueError, r"`higher_is_better` must name metrics out of \['low', 'high'\]"),
         ({"tasks": {"low": "hihg"}}, ValueError, "`tasks` must lead from the metrics"),
         ({"optimizer": 3}, TypeError, "`optimizer` must be a function"),
+        ({"optimizer": lambda parameters, rate: rate}, TypeError, "`optimizer` must return an optimizer, got float"),
         ({"validate": lambda model: {"other": 1.0}}, ValueError, "`validate` must return the metrics of `evaluate`"),
     ],
 )
@@ -719,6 +830,7 @@ def test_wrong_arguments(options: dict[str, Any], kind: type[Exception], message
             TypeError,
             "`losses` must return a dict of scalars, got Tensor",
         ),
+        ({"losses": lambda model, batch: {"a": 0.0}}, TypeError, "`losses` must return tensors, got 0.0 as 'a'"),
         ({"evaluate": lambda model: 0.3}, TypeError, "`evaluate` must return a dict of metrics"),
         ({"evaluate": lambda model: {"low": "good"}}, TypeError, "`evaluate` must return a number for each metric"),
         ({"evaluate": lambda model: {"error": 1.0}}, ValueError, "`tasks` must say which of the losses"),

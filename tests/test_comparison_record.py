@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,9 @@ class Subject:
             "methods": ["mean"], "epochs": 2, "optimizer": torch.optim.SGD, "learning_rates": [0.1, 0.05],
             "static_weights": [[1, 1], [0.5, 1.5]], "seeds": 2, "progress": False,
         }  # fmt: skip
-        return compare(self.build, quadratics, [None] * 5, self.evaluate, out=out, **{**usual, **options})
+        parts = {"losses": quadratics, "batches": [None] * 5, **options}
+        losses, batches = parts.pop("losses"), parts.pop("batches")
+        return compare(self.build, losses, batches, self.evaluate, out=out, **{**usual, **parts})
 
 
 def outcome(comparison: Comparison) -> list[tuple[Any, ...]]:
@@ -131,15 +133,38 @@ def test_what_failed_is_tried_again(tmp_path: Path) -> None:
     assert all(trial.error is None for trial in Comparison.load(out).trials)
 
 
-def test_a_method_with_other_options_is_trained_anew(tmp_path: Path) -> None:
+class Made(gs.UPGrad):
+    """A method with a private option, which is no number."""
+
+    def __init__(self, layers: Sequence[str]) -> None:
+        super().__init__()
+        self._layers = list(layers)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (lambda: gs.CAGrad(0.1), lambda: gs.CAGrad(0.9)),
+        (lambda: gs.scalarizers.Constant([1.0, 3.0]), lambda: gs.scalarizers.Constant([5.0, 1.0])),
+        (lambda: gs.scalarizers.FAMO(minimum=[0.0, 0.1]), lambda: gs.scalarizers.FAMO(minimum=[0.1, 0.0])),
+        (
+            lambda: gs.scalarizers.UncertaintyWeighting(initial=0.0),
+            lambda: gs.scalarizers.UncertaintyWeighting(initial=1.0),
+        ),
+        (lambda: Made(["a"]), lambda: Made(["b"])),
+    ],
+)
+def test_a_method_with_other_options_is_trained_anew(
+    one: Callable[[], Any], other: Callable[[], Any], tmp_path: Path
+) -> None:
     out = tmp_path / "it.json"
-    one: dict[str, Callable[[], Any]] = {"cagrad": lambda: gs.CAGrad(0.1)}
-    other: dict[str, Callable[[], Any]] = {"cagrad": lambda: gs.CAGrad(0.9)}
-    Subject().compare(out, methods=one)
+    Subject().compare(out, methods={"own": one})
     again = Subject()
-    again.compare(out, methods=other)
-    assert again.built == 1 + 3
-    assert len([trial for trial in Comparison.load(out).trials if trial.label == "cagrad"]) == 3
+    again.compare(out, methods={"own": one})
+    assert again.built == 1
+    again.compare(out, methods={"own": other})
+    assert again.built == 1 + 1 + 3
+    assert len([trial for trial in Comparison.load(out).trials if trial.label == "own"]) == 3
 
 
 @pytest.mark.parametrize(
@@ -151,6 +176,15 @@ def test_a_method_with_other_options_is_trained_anew(tmp_path: Path) -> None:
         ({"higher_is_better": ["low"]}, "higher_is_better"),
         ({"seeds": [1, 0]}, "seeds"),
         ({"validate": lambda model: {"low": 1.0, "high": 1.0}}, "validated"),
+        ({"optimizer": torch.optim.Adam}, "optimizer"),
+        ({"optimizer": lambda own, rate: torch.optim.SGD(own, rate, momentum=0.9)}, "optimizer"),
+        ({"scheduler": lambda own: torch.optim.lr_scheduler.ExponentialLR(own, 0.5)}, "scheduler"),
+        ({"batches": [None] * 6}, "batches"),
+        ({"batches": [1] * 5}, "first_batch"),
+        (
+            {"losses": lambda model, batch: {**quadratics(model), "high": 1.01 * quadratics(model)["high"]}},
+            "first_losses",
+        ),
     ],
 )
 def test_files_of_other_comparisons_are_refused(options: dict[str, Any], name: str, tmp_path: Path) -> None:
@@ -160,6 +194,17 @@ def test_files_of_other_comparisons_are_refused(options: dict[str, Any], name: s
     with pytest.raises(ValueError, match=f"`out` must be a new file or hold the same comparison.* with {name} = "):
         Subject().compare(out, **options)
     assert out.read_bytes() == before
+
+
+def test_rounding_does_not_make_it_another_comparison(tmp_path: Path) -> None:
+    out = tmp_path / "it.json"
+    Subject().compare(out, static_weights=None)
+    again = Subject()
+    again.compare(
+        out, static_weights=None,
+        losses=lambda model, batch: {**quadratics(model), "high": (1 + 1e-9) * quadratics(model)["high"]},
+    )  # fmt: skip
+    assert again.built == 1
 
 
 def test_a_file_of_another_model_is_refused(tmp_path: Path) -> None:

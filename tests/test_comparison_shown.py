@@ -84,6 +84,19 @@ def test_a_comparison_that_goes_on_says_so() -> None:
     assert not growing.is_incomplete("single task")
 
 
+def test_one_that_never_arrives_is_not_said_to_be_on_its_way() -> None:
+    nothing = {"depth": math.nan, "labels": 1.0}
+    lost = [trial("sum", 0, 1.0, 80.0), trial("mgda", 0, math.nan, 1.0, metrics=nothing, curve=(nothing, nothing))]
+    comparison = Comparison({**SETTINGS, "seeds": [0, 1]}, [*lost, trial("sum", 1, 1.0, 80.0)])
+    assert not comparison.is_incomplete("mgda")
+    assert "* mgda: 0 of 2 seeds came to an end (not all metrics are finite)." in str(comparison)
+
+
+def test_no_change_has_no_minus() -> None:
+    trials = [trial("sum", 0, 1.0, 80.0), trial("mgda", 0, 1.0 - 1e-9, 80.0)]
+    assert "-0.0" not in str(Comparison({**SETTINGS, "seeds": [0]}, trials))
+
+
 def test_to_pandas() -> None:
     pytest.importorskip("pandas")
     frame = COMPARISON.to_pandas()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import gradsurgery as gs
-from gradsurgery.diagnostics import diagnosis as module
+from gradsurgery.diagnostics.diagnosis import diagnosis as module
 from gradsurgery.diagnostics.diagnosis.costs import Costs
 from gradsurgery.diagnostics.diagnosis.diagnosis import Diagnosis, diagnose
 from gradsurgery.diagnostics.diagnosis.gathering import gather
@@ -371,6 +371,13 @@ def test_losses_that_are_none(losses: Any, error: type[Exception], message: str)
     assert "MultiObjectiveOptimizer" not in str(raised.value)
 
 
+def test_what_the_engine_refuses_is_refused_by_name() -> None:
+    model = Point()
+    model.at = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    with pytest.raises(TypeError, match="^diagnose: .*real parameters"):
+        diagnose(model, lambda model, batch: [model.at.abs().sum(), (model.at - 2).abs().sum()], [0] * 3)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -450,6 +457,16 @@ def test_the_first_line_is_the_verdict() -> None:
     few = str(diagnose(Point(), linear, opposed(1), costs=False))
     assert few.splitlines()[0].startswith("Not certain.")
     assert "not certain" in few.splitlines()[-1]
+
+
+def test_what_the_text_does_not_claim() -> None:
+    model, batches = Heads().eval(), batches_of(16)
+    assert "beyond chance in any" in str(diagnose(model, squared, batches, costs=False))
+    assert "beyond chance" not in str(diagnose(model, squared, batches[:2], costs=False))
+    rows = [torch.randn(2, 50, generator=torch.Generator().manual_seed(k), dtype=torch.float64) for k in range(16)]
+    assert "lost in noise" in str(diagnose(Point(50), linear, rows, costs=False)).splitlines()[-1]
+    rows = [torch.tensor([[1.0, 0.0], [0.0, 0.0]], dtype=torch.float64)] * 4
+    assert str(diagnose(Point(), linear, rows, costs=False)).splitlines()[-1].endswith("no conflict")
 
 
 def test_the_guide_shows_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -594,3 +611,16 @@ def test_two_regressions_of_which_one_is_in_the_thousands() -> None:
     assert found.trouble == "magnitude"
     assert found.findings.overlooked.tolist() == [True, False]
     assert found.recommendation.method == "lossbalancer"
+
+
+def test_a_list_of_losses_is_added_up_as_a_list() -> None:
+    model, batches = nn.Linear(2, 2), list(torch.eye(2).repeat(4, 1, 1))
+
+    def listed(model: nn.Module, batch: Tensor) -> list[Tensor]:
+        return list(model(batch).mean(0))
+
+    def named(model: nn.Module, batch: Tensor) -> dict[str, Tensor]:
+        return dict(zip("ab", listed(model, batch), strict=True))
+
+    for losses, code in ((listed, "sum(losses).backward()"), (named, "sum(losses.values()).backward()")):
+        assert diagnose(model, losses, batches, costs=False).recommendation.code.startswith(code)

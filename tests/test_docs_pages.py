@@ -85,7 +85,7 @@ def test_a_diff_is_applied() -> None:
     assert names["x"] == 5
 
 
-@pytest.mark.parametrize("page", [*PAGES, *(DOCS / name for name in ELSEWHERE)], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *(DOCS / name for name in sorted(ELSEWHERE))], ids=lambda page: page.name)
 def test_no_code_hides_behind_another_name(page: Path) -> None:
     text = page.read_text()
     kinds = re.findall(r"^```(\S*)", text, flags=re.MULTILINE)

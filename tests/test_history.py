@@ -365,7 +365,7 @@ def test_the_page(tmp_path: Path) -> None:
     path = three_steps().report(tmp_path / "new" / "report.html")
     text = path.read_text()
     assert path == tmp_path / "new" / "report.html"
-    assert "50 % of all pairs of losses conflict" in text
+    assert "The two losses conflict in 50% of the steps in which both were recorded." in text
     for anchor in ("pairs", "time", "weights", "numbers"):
         assert f'<section id="{anchor}">' in text
     assert '<section id="layers">' not in text
@@ -373,6 +373,10 @@ def test_the_page(tmp_path: Path) -> None:
     parts = torch.stack([gramian_of([[1.0], [2.0]]), gramian_of([[1.0], [-3.0]])])
     grouped = history_of(record(0, parts, groups=("x", "y"))).report(tmp_path / "groups.html").read_text()
     assert '<section id="layers">' in grouped
+    three = (
+        history_of(record(0, gramian_of([[1.0], [2.0], [-1.0]]), "abc")).report(tmp_path / "three.html").read_text()
+    )
+    assert "67% of all pairs of losses conflict, on average" in three
     assert '<section id="weights">' not in grouped
     alone = history_of(record(0, None, names="a")).report(tmp_path / "alone.html").read_text()
     assert "No two gradients could be compared" in alone

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -232,8 +233,13 @@ def test_a_look_respects_what_is_declared_and_refuses_what_is_none() -> None:
     model = Model()
     _, rows = Look(model, shared=model.trunk[3]).rows(model.losses(torch.randn(6, 3)))
     assert list(rows) == ["trunk.3.weight", "trunk.3.bias"]
+    with pytest.raises(ValueError, match="^diagnose: `shared` must name at least one module"):
+        Look(model, shared=[], caller="diagnose")
     with pytest.raises(ValueError, match="must have parameters that require a gradient"):
         Look(model.requires_grad_(False))
+    with pytest.raises(ValueError, match="'weight' of a lazy module"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        Look(nn.LazyLinear(2))
     with pytest.raises(TypeError, match=r"must be a torch.nn.Module"):
         Look(model.parameters())  # type: ignore[arg-type]
 

@@ -188,6 +188,14 @@ def test_lists_of_losses_get_names() -> None:
     assert monitor.history.names == ("depth", "labels", "2")
 
 
+def test_names_that_losses_have_already_are_refused() -> None:
+    model = Network()
+    first, second, _ = model.losses(BATCHES[0]).values()
+    monitor = ConflictMonitor(model, names=["depth", "normals"])
+    with pytest.raises(ValueError, match=r"must not hold names that losses have already, got \['depth', 'normals'\]"):
+        monitor.record({"0": first, "depth": second})
+
+
 def test_an_overflow_is_recorded_and_counts_for_nothing() -> None:
     x = nn.Parameter(torch.ones(2))
     optimizer = gs.MultiObjectiveOptimizer(torch.optim.SGD([x]), gs.Sum())
@@ -247,6 +255,21 @@ def test_the_gramian_of_a_plain_sum_is_that_of_a_surgery() -> None:
     assert monitor.history.weights is None
 
 
+def test_a_scaler_saves_gradients_that_float16_would_lose() -> None:
+    """The gradient passes through a float16 tensor, in which 1e-9 is zero."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20)
+    x = nn.Parameter(torch.ones(2))
+    model = nn.ParameterList([x])
+    monitor = ConflictMonitor(model, every=1)
+    for known in (None, scaler):
+        half = x.half().float()
+        monitor.record({"a": 1e-9 * half.sum(), "b": 2e-9 * half[0]}, grad_scaler=known)
+    lost, saved = monitor.history.gramians[:, 0]
+    assert torch.equal(lost, torch.zeros(2, 2))
+    torch.testing.assert_close(saved, torch.tensor([[2.0, 2.0], [2.0, 4.0]]).double() * 1e-18, rtol=1e-2, atol=0)
+    assert monitor.history.losses[0].tolist() == monitor.history.losses[1].tolist()
+
+
 def test_steps_that_are_not_due_cost_nothing() -> None:
     model = Network()
     monitor = ConflictMonitor(model, every=4)
@@ -285,7 +308,9 @@ def test_losses_without_a_graph() -> None:
         monitor.record(losses)
     with torch.no_grad():
         losses = model.losses(BATCHES[0])
-    with pytest.raises(ValueError, match=r"at least one that requires a gradient.*torch\.no_grad"):
+    with pytest.raises(
+        ValueError, match=r"^ConflictMonitor: .*at least one that requires a gradient.*torch\.no_grad"
+    ):
         monitor.record(losses)
     total: Any = sum(model.losses(BATCHES[0]).values())
     with pytest.raises(TypeError, match="Hand over a dict or list of the losses, not their sum"):
@@ -328,6 +353,42 @@ def test_ranks_see_the_whole_batch(crew: Callable[[int], Crew], surgical: bool) 
     assert len(alone[0]) == 2
 
 
+def trained_in_parallel(rank: int, watched: bool, options: dict[str, bool]) -> list[Tensor]:
+    model, (x, y) = parallel.Network(), parallel.batch()
+    own = parallel.part(rank, (0, 4, 8))
+    wrapped = nn.parallel.DistributedDataParallel(Whole(model), **options)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    monitor = ConflictMonitor(wrapped, every=2)
+    for _ in range(4):
+        optimizer.zero_grad()
+        losses = wrapped(x[:8][own], y[:8][own])
+        if watched:
+            monitor.record(losses)
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+    return [each.detach() for each in model.parameters()]
+
+
+class Whole(nn.Module):
+    """A forward pass that ends in the losses."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = parallel.losses_of(self.model, x, y)
+        return found
+
+
+@pytest.mark.parametrize("option", ["find_unused_parameters", "static_graph", "gradient_as_bucket_view"])
+def test_data_parallel_training_averages_its_gradients_as_before(crew: Callable[[int], Crew], option: str) -> None:
+    first, second = crew(2)(trained_in_parallel, True, {option: True})
+    plain, _ = crew(2)(trained_in_parallel, False, {option: True})
+    assert_same_bits(first, plain)
+    assert_same_bits(first, second)
+
+
 # --- blocks --------------------------------------------------------------------------------------------------------
 
 
@@ -362,21 +423,28 @@ def test_several_blocks_are_groups_of_one_step() -> None:
     assert torch.allclose(history.gramians[:, 0], history.gramians[:, 1])  # both are at the same z
 
 
-def test_a_block_that_is_passed_by_is_absent() -> None:
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_a_block_that_is_passed_by_is_absent(every: int) -> None:
     model = Network(2)
-    monitor = ConflictMonitor(model, every=1)
-    for used in ([0, 1], [1], [1], [0, 1]):
-        z = model.trunk(BATCHES[0])
-        for number in used:
-            sum(view.square().mean() * k for k, view in enumerate(model.blocks[number](z))).backward(
-                retain_graph=True
-            )  # type: ignore[union-attr]
+    monitor = ConflictMonitor(model, every=every)
+    passes = [[0, 1], [0], [0, 1], [0], [1], [0], [0, 1]]
+    expected: list[dict[str, Tensor]] = []
+    for number, block in enumerate(model.blocks):
+        block.register_surgery_hook(
+            lambda surgery, key=f"blocks.{number}": expected[-1].update({key: surgery.gramian})
+        )  # type: ignore[operator]
+    for count, used in enumerate(passes):
+        expected.append({})
+        z = model.trunk(BATCHES[0] + count)
+        views = [model.blocks[number](z * (1 + number)) for number in used]
+        torch.stack([view.square().mean() * k for own in views for k, view in enumerate(own)]).sum().backward()
     history = monitor.history
-    absent = history.gramians.isnan().all(-1).all(-1).tolist()
     assert history.groups == ("blocks.0", "blocks.1")
-    assert absent[0] == [False, False]
-    assert [True, False] in absent
-    assert sum(not each for row in absent for each in row) == 6
+    assert history.steps.tolist() == list(range(0, len(passes), every))
+    for step, gramians in zip(history.steps.tolist(), history.gramians, strict=True):
+        for group, gramian in zip(history.groups, gramians, strict=True):
+            own = expected[step].get(group)
+            assert gramian.isnan().all() if own is None else torch.equal(gramian, own)
 
 
 def test_blocks_that_differ() -> None:
@@ -600,8 +668,10 @@ def test_pairs_that_never_met_are_not_in_the_table() -> None:
         ({"scope": "layer"}, "`scope` must be None or one of .*got 'layer'"),
         ({"decay": 1.0}, r"`decay` must be in \[0, 1\), got 1.0"),
         ({"max_losses": -1}, "`max_losses` must be at least 0, got -1"),
-        ({"keep": 0}, "`keep` must be at least 1, got 0"),
+        ({"keep": 0}, "`keep` must be an integer >= 1, got 0"),
+        ({"keep": 2.5}, "`keep` must be an integer >= 1, got 2.5"),
         ({"names": ["a", "a"]}, "`names` must be a sequence of different names"),
+        ({"names": [1, "1"]}, "`names` must be a sequence of different names"),
         ({"names": "ab"}, "`names` must be a sequence of different names, got 'ab'"),
         ({"shared": nn.Linear(1, 1)}, "`shared` must be left out for an optimizer"),
     ],

@@ -98,7 +98,9 @@ def test_jackknife_leaves_out_one_batch_after_the_other() -> None:
             own = left[present[:, i] | present[:, j], 0, i, j]  # a batch that has neither says nothing
             expected = (own - own.mean()).square().sum() * (len(own) - 1) / len(own)
             torch.testing.assert_close(estimate.error[0, i, j], expected.sqrt())
-            assert estimate.batches[0, i, j] == len(own)
+            assert estimate.freedom[0, i, j] <= len(own) - 1
+    everywhere = Signal(products_of(rows)).products()
+    assert everywhere.freedom.eq(5).all()
 
 
 def test_noise_of_the_batches_does_not_bias_the_signal() -> None:
@@ -162,6 +164,22 @@ def test_orthogonal_signals_are_rarely_a_conflict(correlation: float) -> None:
     assert 0 < wrong < 0.09 * 600  # a test at 5% that never is wrong would never be right either
 
 
+def test_a_loss_of_few_batches_has_the_freedom_of_few() -> None:
+    generator = torch.Generator().manual_seed(9)
+    present = torch.ones(16, 2, dtype=torch.bool)
+    present[3:, 1] = False
+    wrong, signals = 0, []
+    for _ in range(600):
+        rows = torch.eye(2, dtype=torch.float64).repeat(16, 1, 1)
+        rows[:, 1, 0] = 0.5 * torch.randn(16, generator=generator, dtype=torch.float64)  # noise along the first loss
+        signals.append(Signal(products_of(rows, present)))
+        wrong += bool(signals[-1].products().below_zero()[0, 0, 1] < 0.02)
+    assert 0 < wrong < 0.04 * 600  # 8% with the freedom of 16 batches
+    assert all(signal.products().freedom[0, 0, 1] == 2 for signal in signals)
+    whole = [signal.of(lambda gramian: gramian[..., 0, 0, 1]).freedom for signal in signals]
+    assert all(freedom == 2 for freedom in whole)
+
+
 def test_conflicts_are_found() -> None:
     generator = torch.Generator().manual_seed(6)
     means = torch.zeros(2, 30, dtype=torch.float64)
@@ -222,7 +240,7 @@ def test_a_length_that_is_lost_in_noise_is_none() -> None:
 
 
 def test_an_estimate_far_below_is_unlikely() -> None:
-    estimate = Estimate(torch.tensor([-2.0, 2.0]), torch.tensor([1.0, 1.0]), torch.tensor([10, 10]))
+    estimate = Estimate(torch.tensor([-2.0, 2.0]), torch.tensor([1.0, 1.0]), torch.tensor([9, 9]))
     below, above = estimate.below_zero(), estimate.above_zero()
     assert float(below[0]) == pytest.approx(stats.t.sf(2, 9), abs=1e-6)
     torch.testing.assert_close(below + above, torch.ones(2))

@@ -5,12 +5,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, get_args
 
+from torch import nn
+
 from ..aggregators import Aggregator
 from ..catalogue import get
 from ..distributed.states import described
 from ..scalarizers import Scalarizer
 from ..scope import Scope
 from ..state import Randomized
+from .fingerprint import fingerprint
 
 Method: TypeAlias = Aggregator | Scalarizer
 MethodLike: TypeAlias = str | Mapping[str, Any] | Aggregator | Scalarizer | Callable[[], Aggregator | Scalarizer]
@@ -65,10 +68,11 @@ class Arm:
 
     @property
     def words(self) -> str:
-        """The method and its options."""
+        """The method and its options, with a checksum of those that words do not tell, such as tensors."""
         turns = ", one loss a step" if self.one_loss_a_step else ""
         scope = "" if self.scope == "all" else f", scope {self.scope}"
-        return f"{described(self.build(0))}{turns}{scope}"
+        method = self.build(0)
+        return f"{described(method)}{turns}{scope} #{_checksum(method):08x}"
 
     def _built(self) -> object:
         if isinstance(self.method, str):
@@ -164,10 +168,19 @@ def weightings(names: Sequence[str], values: Mapping[str, float]) -> list[tuple[
     sets = [[1.0] * count]
     start = [values.get(name, 0.0) for name in names]
     if all(0 < value < float("inf") for value in start) and max(start) > _ALIKE * min(start):
-        sets.append([1 / value for value in start])
+        sets.append([1 / float(f"{value:.3g}") for value in start])  # what rounding changes is the same set
     for factor in (3.0, 10.0) if count <= 3 else (5.0,):
         sets += [[factor if own == position else 1.0 for own in range(count)] for position in range(count)]
     return [tuple(weight * count / sum(weights) for weight in weights) for weights in sets]
+
+
+def _checksum(method: nn.Module) -> int:
+    internal = vars(nn.Module()).keys()
+    own = [
+        {name: value for name, value in sorted(vars(member).items()) if name not in internal}
+        for member in method.modules()
+    ]
+    return fingerprint([own, dict(method.named_buffers()), dict(method.named_parameters())])
 
 
 def _label(method: object) -> str:

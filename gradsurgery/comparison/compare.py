@@ -17,6 +17,7 @@ from .runner import Runner
 from .seeding import Batches, random_state_kept
 from .steps import LossesOf
 from .training import Evaluate, Training
+from .trial import written
 
 
 def compare(
@@ -48,7 +49,7 @@ def compare(
     Guarantees:
         the same conditions: in each seed all start from the same weights, see the same batches in the same order and
             draw the same dropout, as long as these come from the random numbers of torch, NumPy or Python, or from a
-            DataLoader's own generator. The table says so where weights or batches did differ.
+            generator of a DataLoader or its sampler. The table says so where weights or batches did differ.
         the caller's random state is left alone.
         nothing is lost: a training that raises is recorded, and the others go on; with ``out``, a second call trains
             only what is missing.
@@ -125,7 +126,7 @@ def compare(
     arms, numbers, rates = arms_of(methods), seeds_of(seeds), rates_of(learning_rates)
     check_training(training)
     with random_state_kept():
-        preview = training.look(numbers[0])
+        preview = training.look(numbers[0], rates[0])
         weights = weights_of(static_weights, preview)
         settings = {
             "epochs": training.epochs,
@@ -137,6 +138,11 @@ def compare(
             "higher_is_better": higher_of(higher_is_better, preview),
             "validated": validate is not None,
             "seeds": numbers,
+            "optimizer": preview.optimizer,
+            "scheduler": preview.scheduler,
+            "batches": preview.length,
+            "first_batch": preview.batch,
+            "first_losses": {name: written(value) for name, value in preview.losses.items()},
         }
         entries = entries_of(arms, rates, weights, list(preview.losses) if single_task else [])
         trials = Runner(training, preview, Record(out, settings), progress).run(entries, numbers)

@@ -77,17 +77,17 @@ class Comparison:
     def chosen(self, label: str, task: str | None = None) -> list[Trial]:
         """The trainings of the chosen candidate, in the order of the seeds."""
         own = {trial.key: trial for trial in self.trials if trial.label == label and trial.task == task}
-        first = [trial for trial in own.values() if trial.seed == self.seeds[0]]
-        best = best_trial(first, self._metrics_of(task), self.settings["higher_is_better"])
+        best = self._best(label, task)
         if best is None:  # all of them failed, and are heard of
-            return first[:1]
+            return [trial for trial in own.values() if trial.seed == self.seeds[0]][:1]
         found = [own.get((label, task, seed, best.learning_rate, best.weights)) for seed in self.seeds]
         return [trial for trial in found if trial is not None]
 
     def is_incomplete(self, label: str) -> bool:
         """Whether trainings of the chosen candidate are still to come, as in a file that grows."""
         tasks = dict.fromkeys(trial.task for trial in self.trials if trial.label == label)
-        return any(len(self.chosen(label, task)) < len(self.seeds) for task in tasks)
+        arrived = [task for task in tasks if self._best(label, task) is not None]
+        return any(len(self.chosen(label, task)) < len(self.seeds) for task in arrived)
 
     def values(self, label: str) -> Tensor:
         """The metrics of the chosen candidate by seed, ``(S, M)``, NaN where there are none."""
@@ -175,6 +175,10 @@ class Comparison:
             return torch.ones(len(self.metrics), dtype=torch.bool)
         tasks = self.settings["tasks"]
         return torch.tensor([tasks.get(metric) is not None for metric in self.metrics])
+
+    def _best(self, label: str, task: str | None) -> Trial | None:
+        tried = [one for one in self.trials if (one.label, one.task, one.seed) == (label, task, self.seeds[0])]
+        return best_trial(tried, self._metrics_of(task), self.settings["higher_is_better"])
 
     def _metrics_of(self, task: str | None) -> list[str]:
         tasks = self.settings["tasks"]

@@ -1,7 +1,8 @@
 """A short text for tensors and what holds them: the same for the same numbers."""
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
+from dataclasses import fields, is_dataclass
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 
 def fingerprint(value: object, start: int = 0) -> int:
-    """A checksum of the tensors, arrays, numbers and texts in nested containers; of other objects none is made.
+    """A checksum of the tensors, arrays, numbers and texts in nested containers and dataclasses; of nothing else.
 
     Example:
         >>> fingerprint({"x": torch.ones(2)}) == fingerprint({"x": torch.ones(2)})
@@ -24,10 +25,14 @@ def fingerprint(value: object, start: int = 0) -> int:
         return zlib.crc32(plain.numpy().tobytes(), start)
     if isinstance(value, np.ndarray):
         return zlib.crc32(np.ascontiguousarray(value).tobytes(), start)
-    if isinstance(value, int | float | str | bytes):
+    if value is None or isinstance(value, int | float | str | bytes):
         return zlib.crc32(repr(value).encode(), start)
     if isinstance(value, Mapping):
         value = [part for item in value.items() for part in item]
+    elif isinstance(value, Set):
+        value = sorted(map(repr, value))
+    elif is_dataclass(value) and not isinstance(value, type):
+        value = [getattr(value, field.name) for field in fields(value)]
     if isinstance(value, list | tuple):
         for part in value:
             start = fingerprint(part, start)

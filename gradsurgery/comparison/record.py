@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from .trial import Trial
 
 FORMAT = 1
 _MAY_GROW = "seeds"
+_MAY_BE_CLOSE = {"first_losses": 1e-3}  # sums on another number of threads, or on a GPU
 
 
 class Record:
@@ -36,7 +38,7 @@ class Record:
             old, new = settings.get(name), self.settings.get(name)
             if name == _MAY_GROW:  # candidates are tuned on the first one
                 old, new = list(old or ())[:1], list(new or ())[:1]
-            if old != new:
+            if not _alike(old, new, _MAY_BE_CLOSE.get(name, 0.0)):
                 raise ValueError(
                     f"compare: `out` must be a new file or hold the same comparison, got {path} with {name} = {old} "
                     f"where it is {new} now. Remove it, or choose another path."
@@ -60,6 +62,13 @@ class Record:
         self.trials[trial.key] = trial
         if self.path is not None:
             write(self.path, self.settings, list(self.trials.values()))
+
+
+def _alike(old: Any, new: Any, tolerance: float) -> bool:
+    if not tolerance or not isinstance(old, dict) or old.keys() != new.keys():
+        return bool(old == new)
+    pairs = [(float(old[name]), float(new[name])) for name in new]
+    return all(isclose(one, other, rel_tol=tolerance) or (one != one and other != other) for one, other in pairs)
 
 
 def write(path: str | Path, settings: Mapping[str, Any], trials: Sequence[Trial]) -> None:

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from traceback import clear_frames
 
 from .arms import SUM, TUNED, Candidate, Entry
 from .record import Record
@@ -72,6 +73,7 @@ class Runner:
             trial = self._training.run(entry, candidate, seed, self._preview, metrics)
         except Exception as error:  # the others go on
             self._first_error = self._first_error or error
+            _let_go(error)
             trial = _failed(entry, candidate, seed, error)
         self._record.add(trial)
         if self._progress:
@@ -84,6 +86,13 @@ class Runner:
             return None
         same = self._record.done((SUM, None, seed, candidate.learning_rate, None))
         return None if same is None else replace(same, label=TUNED, weights=candidate.weights)
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Frees what the frames of an error hold: a model and its graph, which the others may have no room beside."""
+    while error is not None:
+        clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _failed(entry: Entry, candidate: Candidate, seed: int, error: Exception) -> Trial:

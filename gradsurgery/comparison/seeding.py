@@ -1,5 +1,6 @@
 """The same random numbers in every training of a seed, whatever its method draws, and the caller's left alone."""
 
+import copy
 import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator
@@ -10,10 +11,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 
 Batches: TypeAlias = Iterable[Any] | Callable[[int], Iterable[Any]]
 """The batches of every epoch, or of the epoch with a number."""
 
+TRAINING = "training"
 _END = object()
 
 
@@ -45,16 +48,17 @@ def random_state_kept() -> Iterator[None]:
 
 
 def stream(
-    batches: Batches, seed: int, epoch: int, purpose: str = "training"
+    batches: Batches, seed: int, epoch: int, purpose: str = TRAINING
 ) -> Iterator[tuple[Any, Callable[[], None]]]:
     """Yields the batches of an epoch, each with what brings the random state back to where its forward pass began.
 
     Everything is seeded anew before a batch is fetched and after, so that what a method draws, or how often it runs
     the model, changes neither the batches nor the draws of dropout.
     """
-    whole = batches(epoch) if callable(batches) else batches
+    whole = _with_new_workers(batches(epoch) if callable(batches) else batches)
     own = _generators(whole)
-    states = [generator.get_state() for generator in own]
+    # Further batches are fetched while those of the training are, which bring the generators back to where they were.
+    states = [generator.get_state() for generator in own] if purpose == TRAINING else []
     try:
         for generator in own:
             generator.manual_seed(_number(seed, epoch, purpose))
@@ -69,7 +73,7 @@ def stream(
             replay()
             yield batch, replay
     finally:
-        for generator, state in zip(own, states, strict=True):
+        for generator, state in zip(own, states, strict=False):
             generator.set_state(state)
 
 
@@ -80,10 +84,20 @@ def endless(batches: Batches, seed: int, purpose: str) -> Iterator[Any]:
             yield batch
 
 
+def _with_new_workers(batches: Any) -> Any:
+    """A DataLoader whose workers live for one epoch: those that stay are seeded once, and serve one iterator only."""
+    if not (isinstance(batches, DataLoader) and batches.persistent_workers):
+        return batches
+    own = copy.copy(batches)
+    own._iterator = None
+    return own
+
+
 def _generators(batches: object) -> list[torch.Generator]:
-    """The generators that a DataLoader was given."""
-    sampler = getattr(batches, "sampler", None)
-    found = [getattr(owner, "generator", None) for owner in (batches, sampler)]
+    """The generators that a DataLoader, or a sampler of it, was given."""
+    chosen_by = getattr(batches, "batch_sampler", None)
+    owners = (batches, getattr(batches, "sampler", None), chosen_by, getattr(chosen_by, "sampler", None))
+    found = [getattr(owner, "generator", None) for owner in owners]
     own = {id(generator): generator for generator in found if isinstance(generator, torch.Generator)}
     return list(own.values())
 

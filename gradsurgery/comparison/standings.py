@@ -44,7 +44,7 @@ def changes(values: Tensor, baseline: Tensor, higher: Tensor) -> Tensor:
 
 
 def best_candidate(values: Tensor, higher: Tensor) -> int | None:
-    """Which of A candidates is best: by the mean over the metrics, each divided by its mean size over the candidates.
+    """Which of A candidates is best: by the mean over the metrics, each divided by its median size over all.
 
     None where no candidate has a number for every metric.
 
@@ -55,8 +55,10 @@ def best_candidate(values: Tensor, higher: Tensor) -> int | None:
     complete = values.isfinite().all(-1)
     if not bool(complete.any()):
         return None
-    sizes = values[complete].abs().mean(0)
-    relative = values / torch.where(sizes > 0, sizes, 1.0)
+    sizes = values[complete].abs()
+    typical = sizes.median(0).values  # a candidate that went wild must not make the others look alike
+    typical = torch.where(typical > 0, typical, sizes.mean(0))
+    relative = values / torch.where(typical > 0, typical, 1.0)
     score = torch.where(higher, -relative, relative).mean(-1)
     return int(torch.where(complete, score, torch.inf).argmin())
 

@@ -40,7 +40,14 @@ def named_values(losses: LossesOf, model: nn.Module, batch: Any, only: str | Non
             f'their sum: {{"depth": ..., "labels": ...}}.'
         )
     wanted = {str(name): loss if only is None or name == only else None for name, loss in found.items()}
-    return {name: loss() if callable(loss) else loss for name, loss in wanted.items()}
+    values = {name: loss() if callable(loss) else loss for name, loss in wanted.items()}
+    for name, value in values.items():
+        if not (value is None or isinstance(value, Tensor)):
+            raise TypeError(
+                f"compare: `losses` must return tensors, got {value!r} as {name!r}. Leave out what is no loss, or "
+                f"return None where it is absent."
+            )
+    return values
 
 
 class Summed:
@@ -139,6 +146,7 @@ class ByMethod:
     def _wrapped(self, shared: list[Tensor] | None = None) -> MultiObjectiveOptimizer:
         if self._wrapper is None:
             scope = self._arm.scope
+            name_parameters(self._inner, self._model)
             self._wrapper = MultiObjectiveOptimizer(self._inner, self._method, shared=shared, scope=scope)
         return self._wrapper
 
@@ -166,6 +174,14 @@ class ByMethod:
         return self._values(batch, self._names[self._taken % len(self._names)])
 
 
+def name_parameters(optimizer: Optimizer, model: nn.Module) -> None:
+    """Tells an optimizer what its parameters are called, as named ones do: a scope of modules goes by the names."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for group in optimizer.param_groups:
+        if all(id(parameter) in names for parameter in group["params"]):
+            group.setdefault("param_names", [names[id(parameter)] for parameter in group["params"]])
+
+
 def steps_of(
     entry: Entry,
     weights: Mapping[str, float] | None,
@@ -181,4 +197,4 @@ def steps_of(
     return ByMethod(model, optimizer, losses, entry.arm, method, others)
 
 
-__all__ = ["LossesOf", "Steps", "named_values", "steps_of"]
+__all__ = ["LossesOf", "Steps", "name_parameters", "named_values", "steps_of"]

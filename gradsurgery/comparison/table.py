@@ -28,7 +28,7 @@ def notes(comparison: Comparison) -> list[str]:
     best = "lower is better" + (", but for ↑" if _higher(comparison) else "")
     reference = "the single-task networks" if comparison.reference == SINGLE else "the plain sum"
     found = [
-        f"Metrics after {settings['epochs']} epochs, {spread}; {best}.",
+        f"Metrics after {settings['epochs']} {'epoch' if settings['epochs'] == 1 else 'epochs'}, {spread}; {best}.",
         f"Δ%: mean change of the metrics against {reference} in percent, negative is better. Mean rank: over the "
         f"metrics, 1 is best. Time: of a step, in that of the plain sum.",
         _on_tuning(comparison),
@@ -39,7 +39,7 @@ def notes(comparison: Comparison) -> list[str]:
             found.append(f"{TUNED}: {weights}.")
         if row.finished < count:
             reason = row.error or (
-                "not all are trained yet" if comparison.is_incomplete(row.label) else "it diverged"
+                "not all are trained yet" if comparison.is_incomplete(row.label) else "not all metrics are finite"
             )
             found.append(f"* {row.label}: {row.finished} of {count} seeds came to an end ({reason}).")
     without = [metric for metric in comparison.metrics if metric not in comparison.counted]
@@ -92,7 +92,7 @@ def _number(mean: float, deviation: float, digits: int = 4) -> str:
 def _change(mean: float, deviation: float) -> str:
     if math.isnan(mean):
         return "–"
-    own = f"{mean:+.1f}"
+    own = f"{round(mean, 1) + 0.0:+.1f}"  # never -0.0
     return own if math.isnan(deviation) else f"{own} ± {deviation:.1f}"
 
 

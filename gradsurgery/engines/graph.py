@@ -12,7 +12,7 @@ _REENTRANT_CHECKPOINT = "CheckpointFunctionBackward"
 _COMPILED = "CompiledFunctionBackward"
 
 # DistributedDataParallel passes all outputs through one node, each in a slot of its own, for unused parameters.
-_PASSAGE = "_DDPSinkBackward"
+PASSAGE = "_DDPSinkBackward"
 
 
 Node: TypeAlias = Any
@@ -89,7 +89,7 @@ def reach(roots: Sequence[Tensor]) -> Reach:
             waiting[child] -= 1
             if not waiting[child]:
                 ready.append(child)
-    if _PASSAGE in names.values():
+    if PASSAGE in names.values():
         leaves = _leaves_by_slot(roots, leaves)
     nodes = {node: reached[node] for node in names}
     return Reach(leaves, frozenset(overlaps), nodes, children, names, compiled)
@@ -123,7 +123,7 @@ def edges_below(root: Tensor) -> set[tuple[Node, int]]:
     while edges:
         node, slot = edges.pop()
         below = node.next_functions
-        if node.name() == _PASSAGE:
+        if node.name() == PASSAGE:
             below = below[slot : slot + 1]
         elif node in passed:
             continue

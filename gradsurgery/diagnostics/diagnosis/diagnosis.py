@@ -148,14 +148,16 @@ def diagnose(
     three times.
 
     Guarantees:
-        nothing is changed: parameters, ``.grad``, buffers, modes, tags, optimizers and the random state stay.
+        nothing is changed: parameters, ``.grad``, buffers, modes, tags, optimizers and the random state stay. What
+            a module keeps outside its buffers is its own, and so is what ``losses`` does beside returning losses.
         repeatable: random draws of the forward passes follow ``seed``, so the same batches give the same findings.
 
     Args:
         model: As it is, in train or eval mode, whole, on one device or several.
         losses: Called as ``losses(model, batch)``, returns a dict or sequence of scalars as for
             :meth:`MultiObjectiveOptimizer.backward`; None for a loss that is absent in a batch.
-        batches: An iterable, such as a ``DataLoader``; gone through once. Batches should be drawn at random.
+        batches: An iterable, such as a ``DataLoader``; gone through once, which moves a generator of its own on.
+            Batches should be drawn at random.
         shared: As for :class:`MultiObjectiveOptimizer`.
         max_batches: So many are taken, >= 1. With many losses or much noise take more.
         scope: Into which groups the shared parameters are divided for the layers; the verdict is on all together.

@@ -63,6 +63,7 @@ class Findings:
         gramian: ``(K, K)``, of the mean gradients, unbiased. float64 like all that follows.
         with_gradient: ``(K,)``, whose gradient on the shared parameters is not zero in every batch.
         with_signal: ``(K,)``, whose mean gradient is significantly different from zero.
+        batch_lengths: ``(K,)``, of the gradient of one batch, root mean square: noise included.
         noise: ``(K,)``, the variance of one batch's gradient over the squared length of the mean: so many batches
             must be averaged until signal and noise are as strong. NaN where no signal is seen.
         cosines: ``(K, K)``, between mean gradients; NaN where one has no signal.
@@ -82,6 +83,7 @@ class Findings:
     gramian: Tensor
     with_gradient: Tensor
     with_signal: Tensor
+    batch_lengths: Tensor
     noise: Tensor
     cosines: Tensor
     cosine_errors: Tensor
@@ -97,6 +99,14 @@ class Findings:
     def lengths(self) -> Tensor:
         """``(K,)``, of the mean gradients; NaN where no signal is seen."""
         return torch.where(self.with_signal, lengths_of_estimates(self.gramian), torch.nan)
+
+    @property
+    def taken(self) -> Tensor:
+        """``(K,)``, the share of each loss's progress that the others would take if all gradients had one length.
+
+        Below zero where they add to it; NaN where no signal is seen.
+        """
+        return torch.where(self.with_signal, 1 - self.cosines.nansum(1), torch.nan)
 
     def progress(self, weights: Tensor) -> Tensor:
         r"""What a small step along the weighted sum does for each loss, ``(K,)``; NaN without a signal.
@@ -138,6 +148,7 @@ def find(names: tuple[str, ...], products: BatchProducts) -> Findings:
         gramian=evidence.gramian,
         with_gradient=evidence.with_gradient,
         with_signal=with_signal,
+        batch_lengths=evidence.batch_lengths(),
         noise=torch.where(with_signal, evidence.noise(), torch.nan),
         cosines=cosines,
         cosine_errors=torch.where(either, evidence.signal.cosines().error[0], torch.nan),
@@ -169,6 +180,9 @@ class _Evidence:
             return self.with_gradient
         tests = self.signal.products().above_zero()[0].diagonal()
         return significant(torch.where(self.with_gradient, tests, torch.nan), SIGNAL_LEVEL)
+
+    def batch_lengths(self) -> Tensor:
+        return similarity.norms(self._of_each_batch())
 
     def noise(self) -> Tensor:
         squares = self.gramian.diagonal()
@@ -239,6 +253,8 @@ def _trouble(
 
 
 def _standing(cosine: float, conflicts: bool, perhaps: bool, share: float) -> Standing:
+    if cosine != cosine and share > OFTEN:  # a mean gradient is lost in noise: nothing is known of the average
+        return "unclear"
     if cosine < DEEP:
         return "systematic" if conflicts else "unclear"
     if conflicts or perhaps:

@@ -108,7 +108,7 @@ class RowsByBatch:
     def _refuse_detached(self, names: list[str]) -> None:
         raise ValueError(
             f"diagnose: `losses` must return losses that depend on the model's parameters, got {names} without a "
-            f"graph in every batch. Leave out .item(), .detach() and torch.no_grad()."
+            f"graph in every batch. Leave out .item(), .detach() and torch.no_grad(), and see what is frozen."
         )
 
     def _cleaned(self, names: tuple[str, ...], values: Tensor, rows: dict[str, Tensor]) -> BatchRows:
@@ -140,8 +140,8 @@ def checked(result: object) -> dict[str, Tensor]:
     if isinstance(result, str) or not isinstance(result, Mapping | Sequence):
         kind = f"a tensor of shape {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
         raise TypeError(
-            f"diagnose: `losses` must return a dict or sequence of scalar tensors, got {kind}. Return the losses one "
-            f"by one, not their sum."
+            f"diagnose: `losses` must return a dict or sequence of scalar tensors, got {kind}. Return a dict of the "
+            f"losses one by one, not their sum."
         )
     try:
         found = named_losses(result, differentiable=False, may_be_absent=True)

@@ -53,23 +53,23 @@ class Estimate:
     Args:
         value: The estimates.
         error: Their standard errors by the jackknife; NaN where there are too few batches.
-        batches: From how many batches each of them is.
+        freedom: The degrees of freedom of the errors, whole.
     """
 
     value: Tensor
     error: Tensor
-    batches: Tensor
+    freedom: Tensor
 
     def below_zero(self) -> Tensor:
         """The probability of a value this low where the truth is zero or more: a one-sided t-test. NaN: not known."""
         statistic = torch.where(self.error > 0, self.value / self.error, self.value.sign() * math.inf)
         statistic = torch.where((self.value == 0) & (self.error == 0), 0.0, statistic)
-        tails = student_tail(-statistic, self.batches - 1)
+        tails = student_tail(-statistic, self.freedom)
         return torch.where(self.error.isfinite() & self.value.isfinite(), tails, torch.nan)
 
     def above_zero(self) -> Tensor:
         """The probability of a value this high where the truth is zero or less."""
-        return Estimate(-self.value, self.error, self.batches).below_zero()
+        return Estimate(-self.value, self.error, self.freedom).below_zero()
 
 
 class Signal:
@@ -117,31 +117,36 @@ class Signal:
         self.noise = (squares - self.gramian.diagonal(dim1=-2, dim2=-1)).clamp_min(0.0)
         """``(B, K)``, the trace of the covariance of one batch's gradient, unbiased up to the cut at zero."""
 
-    def of(self, statistic: Callable[[Tensor], Tensor], involved: Tensor | None = None) -> Estimate:
+    def of(self, statistic: Callable[[Tensor], Tensor], kinds: Tensor | None = None) -> Estimate:
         """Estimates something that follows from the Gramian.
 
         Args:
             statistic: Takes Gramians ``(..., B, K, K)`` to numbers ``(..., *shape)``.
-            involved: ``(n, *shape)``, broadcast: in which batches there is anything that each number depends on.
-                None: in all.
+            kinds: ``(n, *shape)``, broadcast: of which kind a batch is for each number, by the losses that it has; 0
+                where it has none that the number depends on. None: by all losses.
         """
         value, without = statistic(self.gramian), statistic(self._without)
-        counted = torch.ones_like(without, dtype=torch.bool) if involved is None else involved.expand_as(without)
+        if kinds is None:
+            kinds = 1 + torch.unique(self._present, dim=0, return_inverse=True)[1]
+            kinds = kinds.view(-1, *(1,) * (without.dim() - 1))
+        counted = (kinds > 0).expand_as(without)
         batches = counted.sum(0)
         mean = torch.where(counted, without, 0.0).sum(0) / batches
-        squares = torch.where(counted, (without - mean).square(), 0.0).sum(0)
-        error = (squares * (batches - 1) / batches).sqrt()
-        return Estimate(value, torch.where(batches >= FEWEST, error, torch.nan), batches)
+        squares = torch.where(counted, (without - mean).square(), 0.0)
+        error = (squares.sum(0) * (batches - 1) / batches).sqrt()
+        return Estimate(value, torch.where(batches >= FEWEST, error, torch.nan), _freedom(squares, kinds))
 
     def products(self) -> Estimate:
         """The inner products themselves, ``(B, K, K)``; on the diagonal the squared lengths."""
-        involved = self._present.unsqueeze(-1) | self._present.unsqueeze(-2)
-        return self.of(lambda gramian: gramian, involved.unsqueeze(1))
+        return self.of(lambda gramian: gramian, self._kinds_for_pairs())
 
     def cosines(self) -> Estimate:
         """Cosines between mean gradients ``(B, K, K)``, in -1 to 1; NaN where a squared length is not positive."""
-        involved = self._present.unsqueeze(-1) | self._present.unsqueeze(-2)
-        return self.of(cosines_of_estimates, involved.unsqueeze(1))
+        return self.of(cosines_of_estimates, self._kinds_for_pairs())
+
+    def _kinds_for_pairs(self) -> Tensor:
+        present = self._present.long()
+        return (present.unsqueeze(-1) + 2 * present.unsqueeze(-2)).unsqueeze(1)
 
 
 def cosines_of_estimates(gramian: Tensor) -> Tensor:
@@ -199,6 +204,20 @@ def student_tail(statistic: Tensor, freedom: Tensor) -> Tensor:
         term = term * angle.cos().square() * (2 * step + 1 + odd) / (2 * step + 2 + odd)
     middle = torch.where(odd == 1, (angle + angle.sin() * series) * (2 / math.pi), angle.sin() * series)
     return torch.where(known, ((1 - middle) / 2).clamp(0.0, 1.0), torch.nan).to(kind)
+
+
+def _freedom(squares: Tensor, kinds: Tensor) -> Tensor:
+    """Degrees of freedom of a sum of squares ``(n, ...)`` over several kinds of batches (Satterthwaite), cut.
+
+    A loss that is there in few batches has its error from those few, however many others there are.
+    """
+    total, divisor = squares.sum(0), torch.zeros_like(squares[0])
+    for kind in kinds[kinds > 0].unique():
+        own = kinds == kind
+        divisor += torch.where(own, squares, 0.0).sum(0).square() / (own.sum(0) - 1).clamp_min(1)
+    most = (kinds > 0).sum(0).expand_as(total) - 1
+    found = (total.square() / divisor + 1e-9).clamp_min(1.0).nan_to_num(torch.inf)  # 0 / 0 where there is no noise
+    return torch.minimum(found, most.to(found)).long()
 
 
 def _divided(numbers: Tensor, counts: Tensor) -> Tensor:

@@ -75,7 +75,8 @@ def _layers(diagnosis: Diagnosis) -> Section:
     figure = draw_layers(diagnosis.group_cosines, diagnosis.groups, diagnosis.names)
     drawn = picture(figure, "Cosines between the mean gradients by group of shared parameters")
     below = table(["layer", "numbers", "pair", "cosine"], rows[:MOST_ROWS]) + _more(rows) if rows else ""
-    nothing = "" if rows else "<p>In no group by itself is there a conflict beyond chance.</p>"
+    judged = diagnosis.findings.judged
+    nothing = "<p>In no group by itself is there a conflict beyond chance.</p>" if judged and not rows else ""
     return Section("layers", "Where they conflict", says, drawn + below + nothing)
 
 

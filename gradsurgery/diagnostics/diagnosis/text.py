@@ -107,8 +107,8 @@ def pair_rows(diagnosis: Diagnosis) -> list[list[str]]:
         cosine, error = float(found.cosines[i, j]), float(found.cosine_errors[i, j])
         about = f" ± {error:.2f}" if error == error else ""
         verdict = STANDINGS[found.standing[i, j]] if found.judged else "not certain"
-        if cosine != cosine and verdict == "no conflict":
-            verdict = "cannot be seen"
+        if cosine != cosine and bool(found.with_gradient[i] & found.with_gradient[j]):
+            verdict = "lost in noise"
         rows.append(
             [
                 _pair(names[i], names[j]),
@@ -138,7 +138,7 @@ def _number(value: float) -> str:
 
 def layers(diagnosis: Diagnosis) -> list[str]:
     """The groups of parameters with the deepest conflicts."""
-    if len(diagnosis.groups) < 2 or len(diagnosis.names) < 2:
+    if len(diagnosis.groups) < 2 or len(diagnosis.names) < 2 or not diagnosis.findings.judged:
         return []
     rows = layer_rows(diagnosis)
     if not rows:

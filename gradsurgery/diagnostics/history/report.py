@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..page import Section, page, picture, save_page, table
 from ..similarity import pairs
+from ..wording import share
 from .pairs import Pairs, compared, share_of
 
 if TYPE_CHECKING:
@@ -43,10 +44,12 @@ def report(history: History, path: Path) -> Path:
 
 
 def _lead(joint: Pairs) -> str:
-    share = float(share_of(joint.conflicts).nanmean())
-    if share != share:
+    conflicting = float(share_of(joint.conflicts).nanmean())
+    if conflicting != conflicting:
         return "<p>No two gradients could be compared: there was one loss, nothing is shared, or all were zero.</p>"
-    return f"<p>In a recorded step, {100 * share:.0f} % of all pairs of losses conflict, on average.</p>"
+    if joint.conflicts.shape[-1] == 2:
+        return f"<p>The two losses conflict in {share(conflicting)} of the steps in which both were recorded.</p>"
+    return f"<p>In a recorded step, {share(conflicting)} of all pairs of losses conflict, on average.</p>"
 
 
 def _sections(history: History, joint: Pairs) -> Iterator[Section]:
@@ -90,7 +93,7 @@ def _numbers(history: History, joint: Pairs) -> str:
         (
             f"{history.names[i]} – {history.names[j]}",
             float(cosines[i, j]),
-            f"{100 * float(often[i, j]):.0f} %" if often[i, j] == often[i, j] else "–",
+            share(float(often[i, j])),
             float(ratios[i, j]),
             float(similar[i, j]),
         )

@@ -20,11 +20,12 @@ def blocks_in(model: nn.Module) -> dict[str, ImpartialityBlock]:
 class WatchedBlocks:
     """Several blocks, each a group of one surgery.
 
-    A backward pass ends when all blocks were heard, or one of them is heard again; those that were not are absent.
+    A backward pass ends when all blocks were heard, one of them is heard again, or any in another pass; those that
+    were not are absent.
 
     Args:
         blocks: By name, at least one.
-        every: As for :meth:`ImpartialityBlock.register_surgery_hook`.
+        every: As for :meth:`ImpartialityBlock.register_surgery_hook`; several blocks count together.
         seen: Is given each surgery, with a group for each block if there are several.
 
     Raises:
@@ -40,28 +41,36 @@ class WatchedBlocks:
             )
         self.branches = next(iter(counts.values()))
         self._order = list(blocks)
+        self._every = every
         self._seen = seen
+        self._passes = 0  # that have ended
+        self._current = -1  # the backward pass that the blocks were heard in
         self._heard: dict[str, Surgery] = {}
         if len(blocks) == 1:
             self.handles: Sequence[RemovableHandle] = [
                 block.register_surgery_hook(seen, every=every) for block in blocks.values()
             ]
         else:
-            self.handles = [
-                block.register_surgery_hook(partial(self._hear, name), every=every) for name, block in blocks.items()
+            self.handles = [  # of each pass: a block that some pass by would count otherwise
+                block.register_surgery_hook(partial(self._hear, name)) for name, block in blocks.items()
             ]
 
     def _hear(self, name: str, surgery: Surgery) -> None:
-        if name in self._heard:
+        current = torch._C._current_graph_task_id()
+        if name in self._heard or current != self._current:
             self.finish()
+        self._current = current
         self._heard[name] = surgery
         if len(self._heard) == len(self._order):
             self.finish()
 
     def finish(self) -> None:
-        """Ends a backward pass that did not go through all blocks."""
-        if self._heard:
-            heard, self._heard = self._heard, {}
+        """Ends a backward pass, which may not have gone through all blocks."""
+        if not self._heard:
+            return
+        heard, self._heard = self._heard, {}
+        self._passes += 1
+        if (self._passes - 1) % self._every == 0:
             self._seen(_as_groups({name: heard[name] for name in self._order if name in heard}))
 
 

@@ -20,8 +20,10 @@ def check_options(every: object, scope: object, decay: float, max_losses: int, k
         raise ValueError(f"ConflictMonitor: `decay` must be in [0, 1), got {decay!r}. 0 keeps the last step alone.")
     if max_losses < 0:
         raise ValueError(f"ConflictMonitor: `max_losses` must be at least 0, got {max_losses}. 0 writes the summary.")
-    if keep is not None and keep < 1:
-        raise ValueError(f"ConflictMonitor: `keep` must be at least 1, got {keep}. None keeps what fits into 64 MB.")
+    if keep is not None and (not isinstance(keep, int) or keep < 1):
+        raise ValueError(
+            f"ConflictMonitor: `keep` must be an integer >= 1, got {keep!r}. None keeps what fits into 64 MB."
+        )
 
 
 def checked_names(names: Sequence[str] | None) -> tuple[str, ...] | None:
@@ -32,7 +34,7 @@ def checked_names(names: Sequence[str] | None) -> tuple[str, ...] | None:
     """
     if names is None:
         return None
-    if isinstance(names, str) or len(set(names)) < len(names):
+    if isinstance(names, str) or len(set(map(str, names))) < len(names):
         raise ValueError(
             f"ConflictMonitor: `names` must be a sequence of different names, got {names!r}. One for each loss."
         )
@@ -42,12 +44,21 @@ def checked_names(names: Sequence[str] | None) -> tuple[str, ...] | None:
 def renamed(names: Sequence[str], given: Sequence[str]) -> tuple[str, ...]:
     """Names, with those given in the place of ``"0"``, ``"1"`` and so on.
 
+    Raises:
+        ValueError: Two losses would have the same name.
+
     Example:
         >>> renamed(("0", "1", "penalty"), ["depth", "labels"])
         ('depth', 'labels', 'penalty')
     """
     numbers = {str(position): name for position, name in enumerate(given)}
-    return tuple(numbers.get(name, name) for name in names)
+    result = tuple(numbers.get(name, name) for name in names)
+    if len(set(result)) < len(result):
+        raise ValueError(
+            f"ConflictMonitor: `names` must not hold names that losses have already, got {list(given)} for losses "
+            f"named {list(names)}. They take the place of '0', '1' and so on."
+        )
+    return result
 
 
 def refuse_shared(shared: object, kind: str) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from ..similarity import pairs
+from ..wording import share
 from .averages import Averages
 
 MOST_ROWS = 20  # pairs that are shown, those in conflict first
@@ -21,7 +22,7 @@ def described(averages: Averages) -> str:
         cosine, conflict, ratio, similarity = (float(column[place, i, j]) for column in columns)
         group = f"{averages.groups[place]}: " if several else ""
         label = f"{group}{averages.names[i]} - {averages.names[j]}"
-        rows.append([label, f"{cosine:.2f}", f"{100 * conflict:.0f} %", f"{ratio:.3g}", f"{similarity:.2f}"])
+        rows.append([label, f"{cosine:.2f}", share(conflict), f"{ratio:.3g}", f"{similarity:.2f}"])
     text = _aligned(rows) if between else "No two gradients could be compared."
     if len(between) > MOST_ROWS:
         text += f"\nand {len(between) - MOST_ROWS} more that conflict less"
