@@ -237,9 +237,11 @@ def test_a_look_respects_what_is_declared_and_refuses_what_is_none() -> None:
         Look(model, shared=[], caller="diagnose")
     with pytest.raises(ValueError, match="must have parameters that require a gradient"):
         Look(model.requires_grad_(False))
-    with pytest.raises(ValueError, match="'weight' of a lazy module"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        Look(nn.LazyLinear(2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # lazy modules say that they are new
+        lazy = nn.LazyLinear(2)
+    with pytest.raises(ValueError, match="'weight' of a lazy module"):
+        Look(lazy)
     with pytest.raises(TypeError, match=r"must be a torch.nn.Module"):
         Look(model.parameters())  # type: ignore[arg-type]
 
