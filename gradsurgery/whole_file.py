@@ -16,6 +16,9 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
         path: Where the file shall be; missing folders are made.
         write: Is called with the temporary path, which has the same suffix.
 
+    Raises:
+        IsADirectoryError: ``path`` is a folder.
+
     Example:
         >>> folder = getfixture("tmp_path")
         >>> write_whole(folder / "new" / "numbers.txt", lambda path: path.write_text("1 2 3"))
@@ -23,6 +26,8 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
         ['numbers.txt']
     """
     target = Path(path)
+    if target.is_dir():
+        raise IsADirectoryError(f"`path` must be a file, got the folder {str(target)!r}. Add a name to it.")
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.stem}-{uuid4().hex}{target.suffix}")
     try:

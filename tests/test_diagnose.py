@@ -4,6 +4,7 @@ import copy
 import math
 import random
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -624,3 +625,14 @@ def test_a_list_of_losses_is_added_up_as_a_list() -> None:
 
     for losses, code in ((listed, "sum(losses).backward()"), (named, "sum(losses.values()).backward()")):
         assert diagnose(model, losses, batches, costs=False).recommendation.code.startswith(code)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="errors take notes from Python 3.11 on")
+def test_one_batch_in_the_place_of_several_is_explained() -> None:
+    def losses(model: nn.Module, batch: Any) -> dict[str, Tensor]:
+        inputs, _, _ = batch
+        return {"a": model(inputs).sum()}
+
+    with pytest.raises(ValueError, match="unpack") as caught:
+        diagnose(nn.Linear(2, 2), losses, (torch.ones(4, 2), torch.ones(4, 2), torch.ones(4)), costs=False)
+    assert "the first of `batches`, a tensor (4, 2)" in caught.value.__notes__[0]

@@ -203,3 +203,9 @@ def test_a_page_is_saved_whole_or_not_at_all(tmp_path: Path) -> None:
         save_page(path, "\ud800")
     assert path.read_bytes() == whole().encode()
     assert [own.name for own in path.parent.iterdir()] == ["report.html"]
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError, match="`path` must be a file, got the folder"):
+        save_page(tmp_path, "<html></html>")
+    assert not list(tmp_path.iterdir())

@@ -1,6 +1,7 @@
 """Per-loss gradients batch by batch, handed out as often as asked for."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -74,8 +75,9 @@ class RowsByBatch:
 
     def evaluate(self, number: int) -> dict[str, Tensor]:
         """The losses that are present on a batch, checked, with their graph."""
-        with torch.enable_grad():
-            return checked(self.losses(self.model, self.batches[number]))
+        with torch.enable_grad(), _explained(self.batches[number], number):
+            returned = self.losses(self.model, self.batches[number])
+        return checked(returned)
 
     def __getitem__(self, number: int) -> BatchRows | None:
         """The gradients of a batch; None where all losses are absent."""
@@ -148,3 +150,18 @@ def checked(result: object) -> dict[str, Tensor]:
     except (TypeError, ValueError) as error:
         raise type(error)(f"diagnose: {str(error).partition(': ')[2]}") from None
     return dict(zip(found.names, found.scalars, strict=True))
+
+
+@contextmanager
+def _explained(batch: object, number: int) -> Iterator[None]:
+    """Says what the function was called with where it fails at once: one batch is easily taken for several."""
+    try:
+        yield
+    except Exception as error:
+        if number == 0 and hasattr(error, "add_note"):  # from Python 3.11 on
+            what = f"a tensor {tuple(batch.shape)}" if isinstance(batch, Tensor) else f"a {type(batch).__name__}"
+            error.add_note(
+                f"diagnose: `losses` was called with the first of `batches`, {what}. If that is not a whole batch, "
+                f"pass a DataLoader or a list of batches."
+            )
+        raise

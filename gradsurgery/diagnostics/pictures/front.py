@@ -62,7 +62,8 @@ def draw_front(
     with new_figure("draw_front", 7.6, 4.6, title) as figure:
         axes = figure.subplots()
         drawn = _draw_points(axes, labels(methods, 26), values, means)
-        _draw_line(axes, means[not_beaten(means * signs)], signs)
+        best = means[not_beaten(means * signs)]
+        _draw_line(axes, best, signs)
         axes.set_xlabel(_says(known[0], signs[0]), parse_math=False)
         axes.set_ylabel(_says(known[1], signs[1]), parse_math=False)
         everything = np.concatenate(values)
@@ -73,10 +74,11 @@ def draw_front(
         show_lines_only(axes)
         axes.grid(True)
         name_lines(figure, drawn)
+        joined = "; the line joins the means that no other one beats" if len(best) > 1 else ""
         lost = [cleaned(method) for method, value in zip(methods, values, strict=True) if not len(value)]
         add_note(
             figure,
-            "Small points are seeds, large ones their means; the line joins the means that no other one beats.",
+            f"Small points are seeds, large ones their means{joined}.",
             f"Without a result: {', '.join(lost)}." if lost else "",
         )
     return figure
