@@ -13,6 +13,7 @@ from ...aggregators import CONTRACTS, Aggregator, CrossBatch, GramianAggregator
 from ...engines import PerLossGradients, Request, choose_engine
 from ...engines.donation import donation_explained
 from ...engines.workspace import Workspace
+from ...scalarizers import CONTRACTS as SCALARIZERS
 from ...sharing import Sharing
 from .gradients import RowsByBatch
 
@@ -36,7 +37,8 @@ class Costs:
         jacobian: Forward, and the per-loss gradients themselves.
         engine: How the per-loss gradients were obtained for ``gramian``.
         memory: Bytes that all per-loss gradients take, K x P numbers.
-        methods: What each method adds to that, by the name that :func:`gradsurgery.get` takes.
+        methods: What each method adds to that, by the name that :func:`gradsurgery.get` takes. Those that are
+            scalarizers too, such as the sum, are left out: they add next to nothing.
         passes: By name, from how many batches a method needs gradients in a step, where that is not one.
     """
 
@@ -97,6 +99,7 @@ def measure(source: RowsByBatch, number: int, gramian: Tensor, shared: Sequence[
 
 
 _CLASSES = {cls.__name__.lower(): cls for cls in CONTRACTS}
+_SCALARIZERS = {cls.__name__.lower() for cls in SCALARIZERS}
 
 
 class _Steps:
@@ -144,9 +147,15 @@ class _Steps:
 
 
 def _methods(gramian: Tensor, losses: Tensor, blocks: list[Tensor], device: torch.device) -> dict[str, float]:
-    """Seconds of each method on its own, without those that need to be told something about so many losses."""
+    """Seconds of each method on its own.
+
+    Without those that need to be told something about so many losses, and those with fixed or random weights, which
+    are to be had as scalarizers, for one backward pass.
+    """
     found = {}
     for name, contract in sorted((cls.__name__.lower(), contract) for cls, contract in CONTRACTS.items()):
+        if name in _SCALARIZERS:
+            continue
         method = contract.build()
         if isinstance(method, GramianAggregator) and not method.needs_jacobian:
             call = _solving(method, gramian.to(device), losses)

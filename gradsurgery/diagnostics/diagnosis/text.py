@@ -39,6 +39,14 @@ def described(diagnosis: Diagnosis) -> str:
     return "\n".join(parts)
 
 
+def _gain(diagnosis: Diagnosis) -> str:
+    """What the word means; with many losses, also what to expect of it where nothing is wrong."""
+    if len(diagnosis.names) <= 3:
+        return "  gain: what a small step does for a loss, of what as long a step along its own gradient would"
+    usual = wording.share(len(diagnosis.names) ** -0.5)
+    return f"  gain: of what as long a step along its own gradient would do (equal lengths, right angles: {usual})"
+
+
 def losses(diagnosis: Diagnosis) -> list[str]:
     """A line for each loss."""
     found, shown = diagnosis.findings, range(min(len(diagnosis.names), MOST_LOSSES))
@@ -52,7 +60,7 @@ def losses(diagnosis: Diagnosis) -> list[str]:
     )
     text = [f"{title} in {batches}, on {where}", *aligned([header, *rows])]
     if any(name.startswith("gain") for name in header):
-        text.append("  gain: what a small step does for a loss, of what as long a step along its own gradient would")
+        text.append(_gain(diagnosis))
     for name, count in diagnosis.non_finite.items():
         text.append(f"  '{wording.shortened(name, NAME)}' was not finite in {count} of them and left out there")
     return text
