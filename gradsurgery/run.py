@@ -135,9 +135,20 @@ class Run:
             return self._performed(request, first)
 
     def _performed(self, request: Request, first: Surgery | None) -> Surgery:
-        method = self.settings.method
         request, numbered = self._prepared(request)
         due = self.hooks.due()
+        with first_reduction_left(request.losses):
+            surgery, looks = self._operated(request, numbered, first, due)
+        self.groups = surgery.groups or self.groups
+        self.last = surgery
+        self.hooks.show(due, lambda watcher: _as_watched(surgery, looks.get(watcher.scope)))
+        return surgery
+
+    def _operated(
+        self, request: Request, numbered: Numbering, first: Surgery | None, due: Sequence[Watcher]
+    ) -> tuple[Surgery, dict[Scope | None, Surgery]]:
+        """The surgery, and the looks that hooks want beside it."""
+        method = self.settings.method
         if isinstance(method, Scalarizer):
             if isinstance(request.losses, Tensor):
                 request = replace(request, losses=split_instances(request.losses))
@@ -152,10 +163,7 @@ class Run:
                 looks = {scope: look_at(found, plan._replace(scope=scope)) for scope in self._extra_scopes(due)}
                 surgery = operate(found, method, plan)
         self.names = known
-        self.groups = surgery.groups or self.groups
-        self.last = surgery
-        self.hooks.show(due, lambda watcher: _as_watched(surgery, looks.get(watcher.scope)))
-        return surgery
+        return surgery, looks
 
     def _plan(
         self, request: Request, found: PerLossGradients, objectives: list[int], first: Surgery | None = None

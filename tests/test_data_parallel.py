@@ -99,6 +99,39 @@ def test_what_nothing_uses_inside_distributed_data_parallel(find_unused: bool, s
     assert_close(first[1:], train_plainly(find_unused), 1e-12)
 
 
+def first_steps_with_surgery(rank: int, name: str) -> list[Tensor]:
+    """A model with a static graph: one surgery, then plain sums, which DDP must still average."""
+    model = Network()
+    parallel = DistributedDataParallel(model, static_graph=True)
+    optimizer = gs.MultiObjectiveOptimizer(torch.optim.SGD(model.parameters(), lr=1e-3), gs.get(name))
+    x, y = batch()
+    items = part(rank, (0, 6, 12))
+    for step in range(4):
+        optimizer.zero_grad()
+        losses = losses_of(parallel, x[items], y[items])
+        if step:
+            sum(losses.values()).backward()  # type: ignore[arg-type, union-attr]
+        else:
+            optimizer.backward(losses)
+        optimizer.step()
+    return [parameter.detach() for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("name", ["sum", "graddrop", "famo"])
+def test_a_static_graph_after_surgery_is_averaged(name: str, crew: Crews) -> None:
+    first, second = crew(2)(first_steps_with_surgery, name)
+    assert_close(first, second, 0.0)
+    if name == "sum":
+        model = Network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        x, y = batch()
+        for _ in range(4):
+            optimizer.zero_grad()
+            sum(losses_of(model, x, y).values()).backward()  # type: ignore[arg-type, union-attr]
+            optimizer.step()
+        assert_close(first, [parameter.detach() for parameter in model.parameters()], 1e-12)
+
+
 def train_plainly(by_turns: bool) -> list[Tensor]:
     model = Network()
     optimizer = gs.MultiObjectiveOptimizer(torch.optim.SGD(model.parameters(), lr=1e-3), gs.UPGrad())
