@@ -1,13 +1,15 @@
-"""What a wrapper refuses to do with a method, known only when the losses come."""
+"""What a wrapper refuses, or warns of, when the losses come and not before."""
 
+import warnings
 from collections.abc import Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .aggregators import Aggregator, CrossBatch
 from .distributed import any_sharded
-from .engines import Request
+from .engines import PerLossGradients, Request
 from .settings import Method, Settings
+from .sharing import parameters_of
 
 
 def check_instances_allowed(request: Request, settings: Settings) -> None:
@@ -47,3 +49,18 @@ def observing(method: Method, wrapped: Sequence[Tensor]) -> CrossBatch:
             f"are sharded, got {type(method).__name__}. Use a method that needs no observe()."
         )
     return method
+
+
+def warned_of_nothing_shared(found: PerLossGradients, declared: Sequence[nn.Module | Tensor] | None) -> bool:
+    """Warns where no loss reaches what was declared as shared, unless that is frozen on purpose."""
+    if found.shared.parameters or declared is None:
+        return False
+    if not any(parameter.requires_grad for parameter in parameters_of(declared)):
+        return False
+    warnings.warn(
+        "MultiObjectiveOptimizer: no loss reaches any of the parameters given as `shared`, so nothing was "
+        "done but add the gradients. Does `shared` belong to the model that computed the losses?",
+        UserWarning,
+        stacklevel=8,
+    )
+    return True

@@ -1,6 +1,5 @@
 """What one wrapper does and remembers from step to step, in one object that proxies which copy attributes share."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -21,11 +20,11 @@ from .engines.workspace import Workspace
 from .hooks import SurgeryHooks, Watcher
 from .losses import Losses, check_extra_loss, check_instances, named_losses, split_instances
 from .ownership import Claim
-from .refusals import check_instances_allowed, observing
+from .refusals import check_instances_allowed, observing, warned_of_nothing_shared
 from .scalarizers import Scalarizer
 from .scope import Scope
 from .settings import Settings
-from .sharing import Sharing, parameters_of
+from .sharing import Sharing
 from .surgery import Plan, Surgery, in_order, look_at, operate, unscaled
 from .weighing import Numbering, weigh
 
@@ -156,7 +155,7 @@ class Run:
             known, surgery = weigh(request, method, numbered, first)
         else:
             found = self._differentiate(request)
-            self._warn_if_nothing_shared(found)
+            self.warned = self.warned or warned_of_nothing_shared(found, self.sharing.explicit)
             known, objectives = numbered(found.names, found.all_names)
             with torch.no_grad(), torch.autocast(found.values.device.type, enabled=False):
                 plan = self._plan(request, found, objectives, first)
@@ -280,20 +279,6 @@ class Run:
         if isinstance(method, Aggregator) and (method.remembers_gradients or not method.works_on_parts):
             whole = True
         return all_items(found, request.agreement, request.wrapped, request.names, whole=whole)
-
-    def _warn_if_nothing_shared(self, found: PerLossGradients) -> None:
-        declared = self.sharing.explicit
-        if found.shared.parameters or declared is None or self.warned:
-            return
-        if not any(parameter.requires_grad for parameter in parameters_of(declared)):
-            return  # frozen on purpose
-        self.warned = True
-        warnings.warn(
-            "MultiObjectiveOptimizer: no loss reaches any of the parameters given as `shared`, so nothing was "
-            "done but add the gradients. Does `shared` belong to the model that computed the losses?",
-            UserWarning,
-            stacklevel=4,
-        )
 
 
 def _as_watched(surgery: Surgery, look: Surgery | None) -> Surgery:
