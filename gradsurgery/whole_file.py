@@ -29,7 +29,7 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
     if target.is_dir():
         raise IsADirectoryError(f"`path` must be a file, got the folder {str(target)!r}. Add a name to it.")
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.stem}-{uuid4().hex}{target.suffix}")
+    temporary = target.with_name(f".{uuid4().hex}{target.suffix}")
     try:
         write(temporary)
         temporary.replace(target)

@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -209,3 +210,14 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError, match="`path` must be a file, got the folder"):
         save_page(tmp_path, "<html></html>")
     assert not list(tmp_path.iterdir())
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    assert table(["a", "b"], [["x", np.float32(3.14159)], ["y", np.int64(2)]]) == table(
+        ["a", "b"], [["x", 3.14159], ["y", 2]]
+    )
+
+
+def test_a_name_may_be_as_long_as_files_are_named(tmp_path: Path) -> None:
+    assert save_page(tmp_path / f"{'n' * 250}.html", "x").read_text() == "x"
+    assert len(list(tmp_path.iterdir())) == 1

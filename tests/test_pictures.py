@@ -513,3 +513,36 @@ def test_importing_loads_no_matplotlib() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["conflicts", "conflicts.xyz"])
+def test_a_figure_goes_to_a_known_format_or_leaves_nothing(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="save_figure: `path` must end in a format that matplotlib writes"):
+        save_figure(Figure(), tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tensors_without_values_are_refused_and_sparse_ones_drawn() -> None:
+    with pytest.raises(
+        TypeError, match="draw_pairs: `cosines` must be a tensor of real numbers, got one on the meta"
+    ):
+        draw_pairs(torch.eye(2, device="meta"), ["a", "b"])
+    dense, sparse = torch.tensor([[1.0, -0.5], [-0.5, 1.0]]), torch.tensor([[1.0, -0.5], [-0.5, 1.0]]).to_sparse()
+    assert written_svg(draw_pairs(sparse, ["a", "b"])) == written_svg(draw_pairs(dense, ["a", "b"]))
+
+
+def test_a_diverged_training_leaves_room_for_the_others() -> None:
+    figure = draw_trade_off({"sum": torch.tensor([[-1e200, 3.0]], dtype=torch.float64)}, ["a", "b"])
+    assert [text.get_text() for text in figure.axes[0].texts] == ["−1e+200", "+3.0"]
+
+
+def test_how_files_are_written_does_not_follow_the_readers_settings(tmp_path: Path) -> None:
+    def written(name: str) -> tuple[bytes, bytes]:
+        figure = draw_pairs(torch.eye(2), ["a", "b"])
+        save_figure(figure, tmp_path / name)
+        return (tmp_path / name).read_bytes(), written_svg(figure)
+
+    settings = {"savefig.transparent": True, "savefig.facecolor": "black", "savefig.bbox": "tight"}
+    usual = written("usual.png")
+    with matplotlib.rc_context({**settings, "figure.autolayout": True}):
+        assert written("set.png") == usual

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from numbers import Real
 
 from ..wording import quantity
 from .text import escaped
@@ -56,8 +57,10 @@ def _breakable(name: str) -> str:
 
 
 def _written(cell: object) -> str:
-    if isinstance(cell, float) or (isinstance(cell, int) and not isinstance(cell, bool)):
-        return quantity(cell)
+    if isinstance(cell, bool):
+        return str(cell)
+    if isinstance(cell, Real):
+        return quantity(float(cell))  # also of NumPy
     return "–" if cell is None else str(cell)
 
 

@@ -42,8 +42,10 @@ def checked(caller: str, argument: str, values: Tensor, shape: str, sizes: Mappi
         TypeError: ``values`` is not a tensor of real numbers.
         ValueError: its shape is another one.
     """
-    if not isinstance(values, Tensor) or values.is_complex() or values.dtype == torch.bool:
-        found = values.dtype if isinstance(values, Tensor) else type(values).__name__
+    if not isinstance(values, Tensor) or values.is_complex() or values.dtype == torch.bool or values.is_meta:
+        found = type(values).__name__
+        if isinstance(values, Tensor):
+            found = "one on the meta device" if values.is_meta else str(values.dtype)
         raise TypeError(
             f"{caller}: `{argument}` must be a tensor of real numbers, got {found}. Pass torch.tensor(...)."
         )
@@ -58,7 +60,7 @@ def checked(caller: str, argument: str, values: Tensor, shape: str, sizes: Mappi
             f"{caller}: `{argument}` must be of shape ({', '.join(shape)}){known}, got {tuple(values.shape)}. "
             "Give a name a row, and nothing empty."
         )
-    array: Array = values.detach().to("cpu", torch.float64).numpy().copy()
+    array: Array = values.detach().to_dense().to("cpu", torch.float64).numpy().copy()
     array[~np.isfinite(array)] = np.nan
     return array
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...whole_file import write_whole
 from .canvas import without_glyph_warnings
@@ -27,6 +27,9 @@ def save_figure(figure: Figure, path: str | Path) -> None:
         figure: Of matplotlib.
         path: Where the file shall be, such as ``conflicts.png``, ``.svg`` or ``.pdf``; missing folders are made.
 
+    Raises:
+        ValueError: ``path`` has no suffix, or one of no such format.
+
     Example:
         >>> from matplotlib.figure import Figure
         >>> path = getfixture("tmp_path") / "pictures" / "empty.svg"
@@ -35,6 +38,12 @@ def save_figure(figure: Figure, path: str | Path) -> None:
         True
     """
     suffix = Path(path).suffix.lower()
+    known = figure.canvas.get_supported_filetypes()
+    if suffix[1:] not in known:
+        raise ValueError(
+            f"save_figure: `path` must end in a format that matplotlib writes, got {str(path)!r}. "
+            f"Take one of {', '.join(known)}."
+        )
     metadata = _NO_DATE.get(suffix)
     with _reproducible(), without_glyph_warnings() if suffix == ".svg" else nullcontext():
         write_whole(path, lambda file: figure.savefig(file, dpi=DOTS_AN_INCH, metadata=metadata))
@@ -59,5 +68,10 @@ def written_svg(figure: Figure) -> bytes:
 def _reproducible() -> Iterator[None]:
     import matplotlib
 
-    with matplotlib.rc_context({"svg.hashsalt": "gradsurgery", "svg.fonttype": "none"}):
+    # How files are written is not the reader's to set: a transparent figure is unreadable on a dark page.
+    own: dict[Any, Any] = {
+        name: value for name, value in matplotlib.rcParamsDefault.items() if name.startswith("savefig.")
+    }
+    fixed: dict[Any, Any] = {"svg.hashsalt": "gradsurgery", "svg.fonttype": "none", "figure.autolayout": False}
+    with matplotlib.rc_context({**own, **fixed}):
         yield

@@ -124,10 +124,13 @@ def percent(value: float) -> str:
     """A change in percent, with its sign.
 
     Example:
-        >>> percent(3.14), percent(-0.02), percent(-250.4), percent(math.nan)
-        ('+3.1', '0.0', '−250', '–')
+        >>> percent(3.14), percent(-0.02), percent(-250.4), percent(-3e17), percent(math.nan)
+        ('+3.1', '0.0', '−250', '−3e+17', '–')
     """
     if not math.isfinite(value):
         return "–"
-    written = f"{value:+.0f}" if abs(value) >= 100 else f"{value:+.1f}"
+    if abs(value) >= 1e5:
+        written = f"{value:+.0e}"  # a training that diverged may be worse by hundreds of digits
+    else:
+        written = f"{value:+.0f}" if abs(value) >= 100 else f"{value:+.1f}"
     return "0.0" if written in ("+0.0", "-0.0") else written.replace("-", "−")
