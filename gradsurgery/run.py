@@ -15,7 +15,7 @@ from .eager import uncompiled
 from .engines import PerLossGradients, Request, all_items
 from .engines.averages import averages
 from .engines.donation import donation_explained
-from .engines.static_graph import first_reduction_left
+from .engines.static_graph import first_reduction_restored
 from .engines.workspace import Workspace
 from .hooks import SurgeryHooks, Watcher
 from .losses import Losses, check_extra_loss, check_instances, named_losses, split_instances
@@ -136,7 +136,7 @@ class Run:
     def _performed(self, request: Request, first: Surgery | None) -> Surgery:
         request, numbered = self._prepared(request)
         due = self.hooks.due()
-        with first_reduction_left(request.losses):
+        with first_reduction_restored(request.waiting):
             surgery, looks = self._operated(request, numbered, first, due)
         self.groups = surgery.groups or self.groups
         self.last = surgery
@@ -195,7 +195,7 @@ class Run:
             return self._looks(beside, scopes)
 
     def _looks(self, request: Request, scopes: Sequence[Scope]) -> dict[Scope | None, Surgery]:
-        with first_reduction_left(request.losses):
+        with first_reduction_restored(request.waiting):
             found = self._differentiate(request)
             with torch.no_grad(), torch.autocast(found.values.device.type, enabled=False):
                 plan = self._plan(request, found, [])
@@ -211,7 +211,7 @@ class Run:
         """Unscaled per-loss gradients of the shared parameters, in the optimizer's order, in memory of their own."""
         with request.agreement or nullcontext():
             request, _ = self._prepared(request)
-            with first_reduction_left(request.losses):
+            with first_reduction_restored(request.waiting):
                 found = self._differentiate(replace(request, workspace={}, rows=True), whole=True)
         blocks = {part.parameters[0]: part for part in found.jacobian().parts()}
         rows = {parameter: blocks[parameter].dense() for parameter in in_order(list(blocks), request.wrapped)}

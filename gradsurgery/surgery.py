@@ -10,6 +10,7 @@ from torch import Tensor
 from . import kernels
 from .aggregators import Aggregator, GramianAggregator
 from .engines import Block, Jacobian, PerLossGradients
+from .engines.per_loss import Groups
 from .scope import Scope, grouped
 from .sharing import Sharing, describe
 from .writing import add_gradients, all_finite
@@ -77,9 +78,7 @@ def operate(found: PerLossGradients, method: Aggregator, plan: Plan) -> Surgery:
     gramian = None
     with method.transaction() as roll_back:
         if isinstance(method, GramianAggregator) and not method.needs_jacobian:
-            gramian = found.shared.gramian(groups) / plan.factor.square()
-            if not labels:
-                gramian = gramian[0]
+            gramian = _gramian(found, groups, plan)
             if weights is None:
                 weights = method.solve(gramian, found.values, rows=plan.objectives)
                 weights = found.shared.of_first_rank(weights)
@@ -98,14 +97,17 @@ def operate(found: PerLossGradients, method: Aggregator, plan: Plan) -> Surgery:
 def look_at(found: PerLossGradients, plan: Plan) -> Surgery:
     """The inner products of per-loss gradients, as a surgery without weights; nothing is written."""
     parameters = in_order(found.shared.parameters, plan.wrapped)
-    gramian, labels = None, tuple[str, ...]()
-    if parameters:
-        indices, labels = grouped(parameters, plan.scope, plan.sharing, plan.wrapped, plan.names)
-        groups = dict(zip(parameters, indices, strict=True)) if labels else None
-        gramian = found.shared.gramian(groups) / plan.factor.square()
-    if gramian is not None and not labels:
-        gramian = gramian[0]
-    return Surgery(found.names, found.values, None, gramian, labels, found.engine)
+    if not parameters:
+        return Surgery(found.names, found.values, None, None, engine=found.engine)
+    indices, labels = grouped(parameters, plan.scope, plan.sharing, plan.wrapped, plan.names)
+    groups = dict(zip(parameters, indices, strict=True)) if labels else None
+    return Surgery(found.names, found.values, None, _gramian(found, groups, plan), labels, found.engine)
+
+
+def _gramian(found: PerLossGradients, groups: Groups, plan: Plan) -> Tensor:
+    """Inner products of the unscaled gradients, ``(K, K)`` or one a group."""
+    gramian = found.shared.gramian(groups) / plan.factor.square()
+    return gramian[0] if groups is None else gramian
 
 
 def weights_of_first(first: Surgery, names: tuple[str, ...]) -> Tensor | None:

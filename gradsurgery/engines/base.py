@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from .compiled import check_tags
 from .donation import protect
 from .graph import Reach, reach
 from .per_loss import PerLossGradients
+from .static_graph import leave_first_reduction
 from .workspace import Workspace
 
 
@@ -34,6 +36,7 @@ class Request:
         sticky: Whether parameters that are found to be shared stay so in later steps.
         agreement: With the other ranks, where there are any.
         weights: Of the roots, as the ranks have agreed. None: ones.
+        waiting: Models that must not take these backward passes for their first; one list for all copies.
     """
 
     losses: Losses
@@ -48,6 +51,7 @@ class Request:
     sticky: bool = True
     agreement: Agreement | None = None
     weights: list[float] | None = None
+    waiting: list[Any] = field(default_factory=list)
 
     def evaluated(self) -> LossValues:
         """The losses, after the forward pass if they came as a callable."""
@@ -66,6 +70,7 @@ class Request:
         originals = [parameter for parameter in self.wrapped if is_sharded(parameter)]  # FSDP2 computes with copies
         check_leaves([*graph.leaves, *originals], self.names, sharded=sharded)
         protect(graph)
+        self.waiting += leave_first_reduction(graph)
         return roots, graph
 
     def gradients(
