@@ -4,12 +4,12 @@ import html
 import math
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from html_reader import Page
 
 from gradsurgery import ImpartialityBlock
 from gradsurgery.integrations.vae import Evaluation, Schema, Table, fit
@@ -20,37 +20,6 @@ from gradsurgery.integrations.vae.report.conflicts import ConflictRecorder
 from gradsurgery.integrations.vae.report.headline import headline, verdict
 from gradsurgery.integrations.vae.report.schema_table import LABELS_WRITTEN, overriding
 from gradsurgery.integrations.vae.tables.column import Column
-
-VOID = {"meta", "rect", "path", "circle", "img", "br", "link"}
-
-
-class Page(HTMLParser):
-    """Checks that tags are closed, and collects them, their attributes and the text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str]] = []
-        self.text: list[str] = []
-        self.feed(text)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [(name, value or "") for name, value in attrs]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
 
 
 @pytest.fixture(name="comparison", scope="module")
