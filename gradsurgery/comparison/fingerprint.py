@@ -1,4 +1,4 @@
-"""A short text for tensors and what holds them: the same for the same numbers."""
+"""A checksum of tensors and of what holds them: the same for the same numbers."""
 
 import zlib
 from collections.abc import Mapping, Set
